@@ -1,0 +1,175 @@
+package consumergroup
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/streamkeel/streamkeel/pel"
+	"github.com/streamkeel/streamkeel/retention"
+	"github.com/streamkeel/streamkeel/stream"
+)
+
+// Config configures a [Consumer]. Topics, Group and Handler are required; every other
+// zero is a safe default.
+type Config struct {
+	// Topics to consume, all partitions of each.
+	Topics []stream.Topic
+	// Group is the consumer group: each event of the topics is handled by one consumer of
+	// the group, and by every group. [A-Za-z0-9][A-Za-z0-9._-]{0,127}.
+	Group string
+	// Handler handles the events: a [Mux], or anything else.
+	Handler Handler
+	// Start is where a new group begins. Default FromStart: nothing is missed. A group that
+	// exists goes on where it is.
+	Start Start
+	// Concurrency is how many handlers run at the same time. Default 16.
+	Concurrency int
+	// HandlerTimeout ends the context of a handler that runs longer. Default 30 seconds. A
+	// handler that goes on all the same keeps its worker, and its entry is handed to another
+	// consumer MinIdle later.
+	HandlerTimeout time.Duration
+	// Retry is what happens to events whose handler fails.
+	Retry Policy
+	// Limits bound hand-overs: MinIdle and MaxDeliveries.
+	pel.Limits
+	// Unhandled says what to do with event types that a Mux does not name. Default: ack and
+	// count them.
+	Unhandled Unhandled
+	// ShutdownTimeout is how long handlers in flight may go on after Run's context ended.
+	// Default 30 seconds. Then their context ends, and what they have in hand is released.
+	ShutdownTimeout time.Duration
+	// Retention is by what the topics are trimmed. Default: what every group has finished,
+	// at least an hour old.
+	Retention retention.Policy
+	// DisableUpkeep leaves due retries, silent consumers, and trimming to other consumers of
+	// the group or to the reclaimer daemon. One of them must do it.
+	DisableUpkeep bool
+	// AllowEviction runs also on a Redis whose maxmemory-policy may evict streams.
+	AllowEviction bool
+	// Name is the readable part of the consumer's name in Redis, [A-Za-z0-9._-]{1,64};
+	// a random part per consumer follows. Default: the host's name.
+	Name string
+	// Logger gets what a person should know. Default slog.Default().
+	Logger *slog.Logger
+	// Observer is told of every delivery's moments. Default: nobody.
+	Observer Observer
+}
+
+// Start is where a new group begins.
+type Start struct{ id string }
+
+var (
+	// FromStart begins with the oldest entry that the stream holds.
+	FromStart = Start{"0"}
+	// FromNow begins with what is published from now on.
+	FromNow = Start{"$"}
+)
+
+// FromTime begins with what was published at t or later.
+func FromTime(t time.Time) Start {
+	return Start{stream.ID{Ms: uint64(max(t.UnixMilli()-1, 0)), Seq: ^uint64(0)}.String()}
+}
+
+// FromID begins behind an entry's ID.
+func FromID(id stream.ID) Start { return Start{id.String()} }
+
+// Unhandled says what to do with events that no handler is for.
+type Unhandled int
+
+// What to do with them.
+const (
+	// UnhandledAck acks and counts them, and logs each type once.
+	UnhandledAck Unhandled = iota
+	// UnhandledDeadLetter makes them letters.
+	UnhandledDeadLetter
+)
+
+const maxConcurrency = 4096
+
+func (c Config) withDefaults() Config {
+	if c.Start.id == "" {
+		c.Start = FromStart
+	}
+	if c.Concurrency == 0 {
+		c.Concurrency = 16
+	}
+	if c.HandlerTimeout == 0 {
+		c.HandlerTimeout = 30 * time.Second
+	}
+	if c.ShutdownTimeout == 0 {
+		c.ShutdownTimeout = 30 * time.Second
+	}
+	if c.Name == "" {
+		c.Name = hostName()
+	}
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	c.Limits = c.Limits.WithDefaults()
+	c.Retry = c.Retry.withDefaults()
+	return c
+}
+
+// validate reports every fault of a config with defaults, joined.
+func (c Config) validate(rdb redis.UniversalClient) error {
+	var faults []error
+	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
+	if rdb == nil {
+		fault("the Redis client is nil")
+	}
+	if len(c.Topics) == 0 {
+		fault("Topics is empty")
+	}
+	seen := map[string]bool{}
+	for _, t := range c.Topics {
+		if err := t.Validate(); err != nil {
+			faults = append(faults, err)
+			continue
+		}
+		for _, key := range t.StreamKeys() {
+			if seen[key] {
+				fault("Topics name the stream %s twice", key)
+			}
+			seen[key] = true
+		}
+	}
+	if !stream.ValidName(c.Group) {
+		fault("Group %.140q is not [A-Za-z0-9][A-Za-z0-9._-]{0,127}", c.Group)
+	}
+	switch h := c.Handler.(type) {
+	case nil:
+		fault("Handler is nil")
+	case *Mux:
+		if err := h.err(); err != nil {
+			faults = append(faults, err)
+		}
+	}
+	if c.Concurrency < 1 || c.Concurrency > maxConcurrency {
+		fault("Concurrency %d must be 1 to %d", c.Concurrency, maxConcurrency)
+	}
+	if c.HandlerTimeout < 0 {
+		fault("HandlerTimeout %s is negative", c.HandlerTimeout)
+	}
+	if c.ShutdownTimeout < 0 {
+		fault("ShutdownTimeout %s is negative", c.ShutdownTimeout)
+	}
+	if !stream.ValidName(c.Name) || len(c.Name) > 64 {
+		fault("Name %.80q is not [A-Za-z0-9][A-Za-z0-9._-]{0,63}", c.Name)
+	}
+	if c.Unhandled < UnhandledAck || c.Unhandled > UnhandledDeadLetter {
+		fault("Unhandled %d is unknown", c.Unhandled)
+	}
+	for _, err := range []error{c.Limits.Validate(), c.Retry.validate(), c.Retention.Validate()} {
+		if err != nil {
+			faults = append(faults, err)
+		}
+	}
+	if len(faults) == 0 {
+		return nil
+	}
+	return fmt.Errorf("consumergroup: %w config: %w", ErrInvalid, errors.Join(faults...))
+}

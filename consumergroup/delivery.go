@@ -1,0 +1,125 @@
+package consumergroup
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/streamkeel/streamkeel/pel"
+	"github.com/streamkeel/streamkeel/stream"
+)
+
+// delivery is an entry that this consumer has in hand: pending with it, and not settled.
+type delivery struct {
+	lane    *lane
+	batch   *batch
+	entry   stream.Entry
+	carried pel.Carried // with this delivery counted
+
+	mu       sync.Mutex
+	state    state
+	extended time.Time               // when it was read, or its idle time last reset
+	started  time.Time               // when its handler started
+	cancel   context.CancelCauseFunc // ends its handler's context
+}
+
+type state int
+
+const (
+	waiting state = iota // for a worker
+	running              // in a worker's hands
+	handled              // waits for its ack to go out
+	settled              // no longer in hand
+)
+
+// suspect reports whether the entry was handed over before and no attempt came of it: a
+// process died with it in hand, perhaps by it.
+func suspect(before pel.Carried) bool { return before.Deliveries > before.Attempts }
+
+// start takes the delivery for a worker; it fails where the entry went elsewhere meanwhile.
+func (d *delivery) start(cancel context.CancelCauseFunc) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.state != waiting {
+		return false
+	}
+	d.state, d.started, d.cancel = running, time.Now(), cancel
+	return true
+}
+
+func (d *delivery) set(s state) {
+	d.mu.Lock()
+	d.state = s
+	d.mu.Unlock()
+}
+
+// lose takes the delivery out of hand because another consumer has it now.
+func (d *delivery) lose() {
+	d.mu.Lock()
+	wasWaiting, cancel := d.state == waiting, d.cancel
+	if wasWaiting {
+		d.state = settled
+	}
+	d.mu.Unlock()
+	if wasWaiting {
+		d.batch.done()
+	} else if cancel != nil {
+		cancel(ErrLost)
+	}
+}
+
+// batch is the entries of one read, which come and go together in memory.
+type batch struct {
+	hand       *hand
+	deliveries []delivery
+	live       atomic.Int32 // deliveries that are not settled
+}
+
+// done counts a settled delivery; the last one takes the batch out of hand.
+func (b *batch) done() {
+	b.hand.count.Add(-1)
+	if b.live.Add(-1) > 0 {
+		return
+	}
+	b.hand.mu.Lock()
+	delete(b.hand.batches, b)
+	b.hand.mu.Unlock()
+}
+
+// hand is everything that the consumer has in hand.
+type hand struct {
+	count atomic.Int64 // deliveries that are not settled
+
+	mu      sync.Mutex
+	batches map[*batch]struct{}
+}
+
+func (h *hand) add(b *batch) {
+	b.hand = h
+	b.live.Store(int32(len(b.deliveries))) //nolint:gosec // a read is some hundred entries
+	h.count.Add(int64(len(b.deliveries)))
+	h.mu.Lock()
+	h.batches[b] = struct{}{}
+	h.mu.Unlock()
+}
+
+// each calls fn with every delivery that is not settled, under the delivery's lock.
+func (h *hand) each(fn func(*delivery)) {
+	h.mu.Lock()
+	batches := make([]*batch, 0, len(h.batches))
+	for b := range h.batches {
+		batches = append(batches, b)
+	}
+	h.mu.Unlock()
+	for _, b := range batches {
+		for i := range b.deliveries {
+			d := &b.deliveries[i]
+			d.mu.Lock()
+			if d.state != settled {
+				fn(d)
+			}
+			d.mu.Unlock()
+		}
+	}
+}

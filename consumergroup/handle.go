@@ -1,0 +1,221 @@
+package consumergroup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"time"
+
+	"github.com/streamkeel/streamkeel/dlq"
+	"github.com/streamkeel/streamkeel/internal/redisx"
+	"github.com/streamkeel/streamkeel/pel"
+	"github.com/streamkeel/streamkeel/stream"
+)
+
+// worker handles deliveries until the consumer drains.
+func (c *Consumer) worker(workCtx, endCtx context.Context) {
+	for {
+		select {
+		case <-c.draining:
+			return // what is still in the queue is released
+		default:
+		}
+		select {
+		case <-c.draining:
+			return
+		case d := <-c.work:
+			select {
+			case c.room <- struct{}{}:
+			default:
+			}
+			c.handle(workCtx, endCtx, d)
+		}
+	}
+}
+
+// handle runs the handler for one delivery and settles it.
+func (c *Consumer) handle(workCtx, endCtx context.Context, d *delivery) {
+	ctx, cancel := context.WithCancelCause(workCtx)
+	defer cancel(nil)
+	if !d.start(cancel) {
+		return
+	}
+	if reason, err := c.unfit(d); err != nil {
+		c.settle(endCtx, d, pel.Settlement{Outcome: pel.DeadLetter, Carried: d.carried, Reason: reason, Error: err.Error()}, err, 0)
+		return
+	}
+	began := time.Now()
+	err := c.call(ctx, d)
+	took := time.Since(began)
+	if err == nil {
+		c.pause.over()
+		c.observe(ctx, Handled, d, func(o *Observation) { o.Took, o.Attempt = took, d.carried.Attempts+1 })
+		c.ack(d)
+		return
+	}
+	if errors.Is(err, ErrUnhandled) && c.cfg.Unhandled == UnhandledAck {
+		c.observe(ctx, Skipped, d, nil)
+		if _, known := c.unhandled.LoadOrStore(d.entry.Event.Type, true); !known {
+			c.log.Info(ctx, "events of a type without handler are acked", "type", d.entry.Event.Type, "topic", d.lane.p.topic.Name)
+		}
+		c.ack(d)
+		return
+	}
+	c.settle(endCtx, d, c.failure(ctx, d, err), err, took)
+}
+
+// unfit returns why a delivery is not given to the handler at all.
+func (c *Consumer) unfit(d *delivery) (dlq.Reason, error) {
+	switch e := &d.entry.Event; {
+	case d.entry.Err != nil:
+		return dlq.ReasonUndecodable, d.entry.Err
+	case !e.Expires.IsZero() && time.Now().After(e.Expires):
+		return dlq.ReasonExpired, fmt.Errorf("the event expired at %s", e.Expires.Format(time.RFC3339))
+	case d.carried.Deliveries > c.cfg.MaxDeliveries:
+		return dlq.ReasonDeliveries, fmt.Errorf("handed over %d times without an end", d.carried.Deliveries-1)
+	}
+	return "", nil
+}
+
+// call runs the handler; a panic is an error.
+func (c *Consumer) call(ctx context.Context, d *delivery) (err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.HandlerTimeout, ErrHandlerTimeout)
+	defer cancel()
+	originStream, originID := d.entry.Stream, d.entry.ID
+	if d.lane.retry {
+		originStream, originID = dlq.ParseOrigin(d.carried.Origin)
+	}
+	ctx = stream.WithCause(ctx, d.entry.Event)
+	ctx = WithMetadata(ctx, Metadata{
+		Topic: d.lane.p.topic.Name, Group: c.cfg.Group, Consumer: c.name, Stream: originStream, ID: originID,
+		Attempt: d.carried.Attempts + 1, Deliveries: d.carried.Deliveries, FirstSeen: d.carried.First,
+	})
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("consumergroup: handler panicked: %v", p)
+			c.log.Error(ctx, "handler panicked", d.entry.Event.Type, err, "event", d.entry.Event.ID, "stack", string(debug.Stack()))
+		}
+	}()
+	err = c.cfg.Handler.Handle(ctx, d.entry.Event)
+	if err != nil && errors.Is(context.Cause(ctx), ErrStopped) {
+		return errors.Join(ErrStopped, err)
+	}
+	return err
+}
+
+// failure returns how a delivery ends whose handler returned err.
+func (c *Consumer) failure(ctx context.Context, d *delivery, err error) pel.Settlement {
+	st := pel.Settlement{Carried: d.carried, Error: err.Error()}
+	if errors.Is(err, ErrStopped) {
+		st.Outcome = pel.Release
+		st.Carried.Deliveries--
+		return st
+	}
+	class := Classify(err)
+	if class == UnavailableError {
+		st.Outcome, st.Delay = pel.Retry, c.pause.outage()
+		st.Carried.Deliveries--
+		c.log.Error(ctx, "something that handlers need is away; reading pauses", "", err, "pause", st.Delay)
+		return st
+	}
+	st.Carried.Attempts++
+	switch {
+	case errors.Is(err, ErrUnhandled):
+		st.Outcome, st.Reason = pel.DeadLetter, dlq.ReasonUnhandled
+	case class == PermanentError:
+		st.Outcome, st.Reason = pel.DeadLetter, permanentReason(err)
+	case st.Carried.Attempts >= c.cfg.Retry.MaxAttempts:
+		st.Outcome, st.Reason = pel.DeadLetter, dlq.ReasonAttempts
+	default:
+		st.Outcome, st.Delay = pel.Retry, c.cfg.Retry.delay(st.Carried.Attempts, err)
+	}
+	return st
+}
+
+func permanentReason(err error) dlq.Reason {
+	switch {
+	case errors.Is(err, stream.ErrUndecodable), errors.Is(err, stream.ErrMalformed):
+		return dlq.ReasonUndecodable
+	case errors.Is(err, stream.ErrInvalid):
+		return dlq.ReasonInvalid
+	}
+	return dlq.ReasonPermanent
+}
+
+// settle settles a delivery that is not acked. While Redis is away it tries on: the
+// delivery stays pending until one try succeeds.
+func (c *Consumer) settle(ctx context.Context, d *delivery, st pel.Settlement, cause error, took time.Duration) {
+	st.Entry = d.entry
+	repeated := false
+	for backoff := minBackoff; ; backoff = min(2*backoff, maxBackoff) {
+		statuses, err := d.lane.p.settler.Settle(ctx, repeated, st)
+		if err == nil {
+			c.report(ctx, d, st, statuses[0], cause, took)
+			c.finish(d)
+			return
+		}
+		c.log.Error(ctx, "delivery not settled yet", d.lane.key, err)
+		if redisx.IsNoGroup(err) {
+			c.heal(ctx, []*partition{d.lane.p})
+		}
+		repeated = repeated || redisx.IsAmbiguous(err)
+		if !redisx.Pause(ctx, jitter(backoff)) {
+			return // it stays pending, and is reclaimed
+		}
+	}
+}
+
+// report tells the observer and the log how a delivery ended.
+func (c *Consumer) report(ctx context.Context, d *delivery, st pel.Settlement, status pel.Status, cause error, took time.Duration) {
+	if status == pel.Lost {
+		c.observe(ctx, LostEntry, d, func(o *Observation) { o.Err = cause })
+		return
+	}
+	moment := map[pel.Outcome]Moment{pel.Retry: Retried, pel.DeadLetter: DeadLettered, pel.Release: Released}[st.Outcome]
+	if st.Outcome == pel.Retry && st.Carried.Attempts == d.carried.Attempts {
+		moment = Released // an outage: nothing was counted
+	}
+	c.observe(ctx, moment, d, func(o *Observation) {
+		o.Attempt, o.Deliveries = st.Carried.Attempts, st.Carried.Deliveries
+		o.Err, o.Took, o.Delay, o.Reason = cause, took, st.Delay, st.Reason
+	})
+	if st.Outcome == pel.DeadLetter && status == pel.Settled {
+		c.log.Error(ctx, "event went to the dead letters", d.entry.Event.Type, cause,
+			"event", d.entry.Event.ID, "reason", string(st.Reason), "attempts", st.Carried.Attempts, "topic", d.lane.p.topic.Name)
+	}
+}
+
+// release gives deliveries back, lane by lane in bulk; this delivery is not counted.
+func (c *Consumer) release(ctx context.Context, ds []*delivery) {
+	byLane := map[*lane][]*delivery{}
+	for _, d := range ds {
+		byLane[d.lane] = append(byLane[d.lane], d)
+	}
+	for l, ds := range byLane {
+		settlements := make([]pel.Settlement, len(ds))
+		for i, d := range ds {
+			settlements[i] = pel.Settlement{Entry: d.entry, Outcome: pel.Release, Carried: d.carried}
+			settlements[i].Carried.Deliveries--
+		}
+		if _, err := l.p.settler.Settle(ctx, false, settlements...); err != nil {
+			c.log.Error(ctx, "entries not released; they are reclaimed later", l.key, err)
+		}
+		for i, d := range ds {
+			c.observe(ctx, Released, d, func(o *Observation) { o.Deliveries = settlements[i].Carried.Deliveries })
+			c.finish(d)
+		}
+	}
+}
+
+// finish takes a delivery out of hand.
+func (c *Consumer) finish(d *delivery) {
+	d.mu.Lock()
+	was := d.state
+	d.state = settled
+	d.entry.Event = stream.Event{} // the batch lives on while others of it do
+	d.mu.Unlock()
+	if was != settled {
+		d.batch.done()
+	}
+}

@@ -1,0 +1,340 @@
+package consumergroup
+
+import (
+	"context"
+	"math/rand/v2"
+	"sync/atomic"
+	"time"
+
+	"github.com/streamkeel/streamkeel/internal/redisx"
+	"github.com/streamkeel/streamkeel/pel"
+	"github.com/streamkeel/streamkeel/stream"
+)
+
+const (
+	// maxRead is the most entries that one read asks for. It is also how many entries wait
+	// for a worker: one read ahead.
+	maxRead = 256
+
+	minBackoff   = 50 * time.Millisecond
+	maxBackoff   = 2 * time.Second
+	brokenRetest = 5 * time.Second
+)
+
+// jitter draws a duration of 0.75 to 1.25 times d.
+func jitter(d time.Duration) time.Duration { return d*3/4 + rand.N(d/2+1) }
+
+// reader reads lanes of one server: all of a standalone server's, or one slot's.
+type reader struct {
+	c     *Consumer
+	lanes []*lane
+	block int64 // ms
+
+	size   int // entries that a read asks for, in all
+	active int // lanes that had entries in the last read
+}
+
+// readers returns what reads the consumer's lanes: one read serves all of them on a
+// standalone server, and one each slot on a Cluster.
+func (c *Consumer) readers() []*reader {
+	block := redisx.BlockFor(c.rdb).Milliseconds()
+	one := &reader{c: c, block: block, size: min(c.cfg.Concurrency, maxRead), active: 1}
+	var all []*reader
+	for _, p := range c.partitions {
+		if redisx.IsCluster(c.rdb) {
+			all = append(all, &reader{c: c, block: block, size: one.size, active: 1, lanes: p.lanes[:]})
+			continue
+		}
+		one.lanes = append(one.lanes, p.lanes[:]...)
+	}
+	if all == nil {
+		all = append(all, one)
+	}
+	return all
+}
+
+// run reads until ctx ends. Entries that look as if they had killed a process are
+// handled here, one by one, with nothing else in hand.
+func (r *reader) run(ctx, workCtx, endCtx context.Context) {
+	backoff := minBackoff
+	for ctx.Err() == nil {
+		if !r.c.pause.wait(ctx) {
+			return
+		}
+		suspects, err := r.round(ctx)
+		switch {
+		case err == nil:
+			backoff = minBackoff
+		case redisx.IsNoGroup(err) && ctx.Err() == nil:
+			r.c.heal(ctx, r.partitions())
+		case ctx.Err() == nil:
+			r.c.log.Error(ctx, "read failed", "", err)
+			r.findBroken(ctx, err)
+		}
+		if err != nil {
+			redisx.Pause(ctx, jitter(backoff))
+			backoff = min(2*backoff, maxBackoff)
+		}
+		if len(suspects) > 0 {
+			r.handleAlone(ctx, workCtx, endCtx, suspects)
+		}
+	}
+}
+
+// round reads once and hands the entries to the workers. It returns those that must be
+// handled alone.
+func (r *reader) round(ctx context.Context) (suspects []*delivery, err error) {
+	r.c.alone.RLock()
+	defer r.c.alone.RUnlock()
+	lanes := r.usable()
+	if len(lanes) == 0 {
+		redisx.Pause(ctx, brokenRetest/5)
+		return nil, nil
+	}
+	waited := r.waitForRoom(ctx)
+	b, err := r.read(ctx, lanes, max(1, r.size/r.active), r.block)
+	if err != nil || b == nil {
+		return nil, err
+	}
+	lanesSeen := map[*lane]bool{}
+	for i := range b.deliveries {
+		d := &b.deliveries[i]
+		lanesSeen[d.lane] = true
+		r.c.observe(ctx, Delivered, d, nil)
+		before := d.carried
+		before.Deliveries--
+		if d.lane.retry && suspect(before) {
+			suspects = append(suspects, d)
+		} else if !r.c.push(ctx, d) {
+			return nil, nil // it stays in hand, and is released
+		}
+	}
+	r.adapt(len(b.deliveries), waited, len(lanesSeen))
+	return suspects, nil
+}
+
+// waitForRoom waits until the workers have taken most of what was read before, and
+// returns for how long.
+func (r *reader) waitForRoom(ctx context.Context) time.Duration {
+	const lookAgain = 5 * time.Millisecond // another reader may have taken the signal
+	began := time.Now()
+	for len(r.c.work) >= max(1, r.size/2) && ctx.Err() == nil {
+		timer := time.NewTimer(lookAgain)
+		select {
+		case <-r.c.room:
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+	}
+	return time.Since(began)
+}
+
+// adapt finds how many entries a read should ask for: what the workers take in a moment.
+// Slow handlers get no more than they can start, which leaves the rest to other
+// consumers; fast ones are fed in bulk.
+func (r *reader) adapt(n int, waited time.Duration, lanes int) {
+	r.active = lanes
+	switch {
+	case waited > 50*time.Millisecond:
+		r.size = max(r.size/2, min(r.c.cfg.Concurrency, maxRead))
+	case n >= r.size && waited < 10*time.Millisecond:
+		r.size = min(2*r.size, maxRead)
+	}
+}
+
+func (c *Consumer) push(ctx context.Context, d *delivery) bool {
+	select {
+	case c.work <- d:
+		return true
+	default:
+	}
+	select {
+	case c.work <- d:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// read sends the acks that are ready and reads, in one round trip. It returns nil where
+// nothing came.
+func (r *reader) read(ctx context.Context, lanes []*lane, count int, blockMs int64) (*batch, error) {
+	args := make([]any, 0, 9+2*len(lanes))
+	args = append(args, "xreadgroup", "group", r.c.cfg.Group, r.c.name, "count", count)
+	if blockMs > 0 {
+		args = append(args, "block", blockMs)
+	}
+	args = append(args, "streams")
+	for _, l := range lanes {
+		args = append(args, l.key)
+	}
+	for range lanes {
+		args = append(args, ">")
+	}
+	cmd := redisx.NewRaw(ctx, args...)
+	acks := r.c.ackCmds(ctx, lanes, 0)
+	if len(acks) == 0 {
+		_ = r.c.rdb.Process(ctx, cmd) // the error is in cmd
+	} else {
+		pipe := r.c.rdb.Pipeline()
+		for _, a := range acks {
+			_ = pipe.Process(ctx, a.cmd) // only queues
+		}
+		_ = pipe.Process(ctx, cmd)
+		_, _ = pipe.Exec(ctx) // each command has its own error
+		for _, a := range acks {
+			r.c.acked(ctx, a.lane, a.deliveries, a.reply)
+		}
+	}
+	reply, err := cmd.Reply(ctx, r.c.rdb)
+	if redisx.IsNil(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return r.c.take(&reply)
+}
+
+// take brings the entries of a read in hand.
+func (c *Consumer) take(reply *redisx.Reply) (*batch, error) {
+	b := &batch{deliveries: make([]delivery, 0, maxRead)}
+	now := time.Now()
+	err := stream.DecodeEntries(reply, func(en stream.Entry, _ bool) error {
+		l := c.lanes[en.Stream]
+		carried := pel.CarriedBy(&en, l.retry)
+		carried.Deliveries++
+		if carried.First.IsZero() {
+			carried.First = now
+		}
+		b.deliveries = append(b.deliveries, delivery{lane: l, batch: b, entry: en, carried: carried, extended: now})
+		return nil
+	})
+	if err != nil || len(b.deliveries) == 0 {
+		return nil, err
+	}
+	c.hand.add(b)
+	return b, nil
+}
+
+func (r *reader) usable() []*lane {
+	lanes := make([]*lane, 0, len(r.lanes))
+	for _, l := range r.lanes {
+		if l.p.usable() {
+			lanes = append(lanes, l)
+		}
+	}
+	return lanes
+}
+
+func (r *reader) partitions() []*partition {
+	var ps []*partition
+	for _, l := range r.lanes {
+		if !l.retry {
+			ps = append(ps, l.p)
+		}
+	}
+	return ps
+}
+
+// findBroken takes partitions out of the read whose key holds another type, or which the
+// user may not read, so that one of them does not stop the others.
+func (r *reader) findBroken(ctx context.Context, err error) {
+	if !redisx.IsWrongType(err) && !redisx.IsNoPerm(err) {
+		return
+	}
+	for _, p := range r.partitions() {
+		for _, l := range p.lanes {
+			err := redisx.Do(ctx, r.c.rdb, "xpending", l.key, r.c.cfg.Group).Err()
+			if redisx.IsWrongType(err) || redisx.IsNoPerm(err) {
+				p.setBroken(err, brokenRetest)
+				r.c.log.Error(ctx, "partition cannot be read", l.key, err)
+			}
+		}
+	}
+}
+
+// handleAlone handles entries that may have killed a process. Only one is in hand at a
+// time, so that the next death takes no innocent entries with it: the others go back to
+// the retry stream, and are read again one by one.
+func (r *reader) handleAlone(ctx, workCtx, endCtx context.Context, suspects []*delivery) {
+	c := r.c
+	c.alone.Lock()
+	defer c.alone.Unlock()
+	c.release(endCtx, suspects[1:])
+	left := len(suspects) - 1
+	for d, l := suspects[0], suspects[0].lane; ; {
+		if !c.emptyHand(ctx, 1) {
+			return
+		}
+		c.handle(workCtx, endCtx, d)
+		c.sendAcks(endCtx, 0)
+		for d = nil; d == nil; {
+			if left == 0 || ctx.Err() != nil {
+				return
+			}
+			b, err := r.read(ctx, []*lane{l}, 1, 0)
+			if err != nil || b == nil {
+				return
+			}
+			next := &b.deliveries[0]
+			before := next.carried
+			before.Deliveries--
+			if suspect(before) {
+				d = next
+				left--
+			} else if !c.push(ctx, next) {
+				return
+			}
+		}
+	}
+}
+
+// emptyHand waits until no more than n deliveries are in hand.
+func (c *Consumer) emptyHand(ctx context.Context, n int64) bool {
+	for c.hand.count.Load() > n {
+		c.sendAcks(ctx, 0)
+		if !redisx.Pause(ctx, 2*time.Millisecond) {
+			return false
+		}
+	}
+	return true
+}
+
+// pause holds the readers while something that handlers need is away.
+type pause struct {
+	until  atomic.Int64 // Unix nanoseconds
+	streak atomic.Int32 // outages in a row
+}
+
+const (
+	minPause = 500 * time.Millisecond
+	maxPause = 30 * time.Second
+)
+
+// outage makes the pause longer and returns it.
+func (p *pause) outage() time.Duration {
+	n := p.streak.Add(1)
+	d := min(minPause<<min(n-1, 10), maxPause)
+	p.until.Store(time.Now().Add(d).UnixNano())
+	return d
+}
+
+func (p *pause) over() {
+	if p.streak.Load() != 0 {
+		p.streak.Store(0)
+		p.until.Store(0)
+	}
+}
+
+func (p *pause) wait(ctx context.Context) bool {
+	for ctx.Err() == nil {
+		left := time.Until(time.Unix(0, p.until.Load()))
+		if left <= 0 {
+			return true
+		}
+		redisx.Pause(ctx, min(left, minPause))
+	}
+	return false
+}

@@ -1,0 +1,3 @@
+package migrations
+
+const LockID = int64(lockID)

@@ -1,0 +1,170 @@
+// Package migrations holds the SQL that makes and changes Streamkeel's tables, all in the schema
+// "streamkeel", and applies it. The files are plain SQL in the order of their numbers, readable for any migrator;
+// goose, which Up uses, finds its marks in their comments.
+package migrations
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"errors"
+	"fmt"
+	"maps"
+	"path"
+	"slices"
+	"time"
+
+	"github.com/pressly/goose/v3"
+	"github.com/pressly/goose/v3/database"
+	"github.com/pressly/goose/v3/lock"
+)
+
+// FS holds the migrations, each a file NNNNN_name.sql.
+//
+//go:embed *.sql
+var FS embed.FS
+
+const (
+	versionTable = "streamkeel.goose_db_version"
+	lockID       = 7_236_837_160_519_171_407 // one advisory lock for every Up on a database
+)
+
+// Up applies what is missing, each migration in a transaction of its own, and records it in
+// streamkeel.goose_db_version. Where nothing is missing it does nothing, and a database that a newer version of
+// Streamkeel has migrated further is left as it is. Any number of processes may call it at once: one
+// works, the others wait for it, looking once a second, until ctx ends or 10 minutes are over.
+//
+// If a migration fails, the ones before it stay applied, and the next Up goes on from there. The
+// lock belongs to a session: db must not go through a pooler that shares sessions between transactions.
+// The role needs the right to create tables in the schema streamkeel, and where that schema is
+// missing, to create schemas in the database.
+func Up(ctx context.Context, db *sql.DB) error {
+	if err := ensureSchema(ctx, db); err != nil {
+		return fmt.Errorf("migrations: create schema: %w", err)
+	}
+	locker, err := lock.NewPostgresSessionLocker(
+		lock.WithLockID(lockID),
+		lock.WithLockTimeout(1, 600), // seconds, tries
+	)
+	if err != nil {
+		return fmt.Errorf("migrations: %w", err)
+	}
+	provider, err := goose.NewProvider(database.DialectPostgres, db, FS,
+		goose.WithTableName(versionTable),
+		goose.WithSessionLocker(locker),
+		goose.WithDisableGlobalRegistry(true),
+	)
+	if err != nil {
+		return fmt.Errorf("migrations: %w", err)
+	}
+	// Not closed: that would close db, which is the caller's.
+	if _, err := provider.Up(ctx); err != nil {
+		return fmt.Errorf("migrations: apply: %w", err)
+	}
+	return nil
+}
+
+// ensureSchema makes the schema in which goose keeps its table. It asks first, since CREATE SCHEMA IF
+// NOT EXISTS wants the right to create schemas also where there is nothing to create.
+func ensureSchema(ctx context.Context, db *sql.DB) error {
+	var exists bool
+	err := db.QueryRowContext(ctx, "SELECT to_regnamespace('streamkeel') IS NOT NULL").Scan(&exists)
+	if err != nil || exists {
+		return err
+	}
+	_, err = db.ExecContext(ctx, "CREATE SCHEMA streamkeel")
+	var pgErr interface{ SQLState() string }
+	if errors.As(err, &pgErr) && (pgErr.SQLState() == "42P06" || pgErr.SQLState() == "23505") {
+		return nil // somebody else made it: duplicate_schema, or unique_violation while theirs was not committed
+	}
+	return err
+}
+
+// MigrationStatus tells about one migration.
+type MigrationStatus struct {
+	Version int64
+	// Name is the file's name, or "" for one that was applied by a newer version of Streamkeel.
+	Name string
+	// AppliedAt is zero where the migration is missing.
+	AppliedAt time.Time
+}
+
+const statusQuery = `
+SELECT version_id, max(tstamp::timestamptz)
+FROM streamkeel.goose_db_version
+WHERE is_applied AND version_id > 0
+GROUP BY version_id`
+
+// Status lists the migrations, in order: those of this version of Streamkeel, and those that the database
+// has beyond them. It only reads, and needs no more than SELECT on streamkeel.goose_db_version.
+func Status(ctx context.Context, db *sql.DB) ([]MigrationStatus, error) {
+	known, err := sources()
+	if err != nil {
+		return nil, err
+	}
+	statuses := map[int64]MigrationStatus{}
+	for version, name := range known {
+		statuses[version] = MigrationStatus{Version: version, Name: name}
+	}
+	applied, err := readApplied(ctx, db)
+	if err != nil {
+		return nil, fmt.Errorf("migrations: read status: %w", err)
+	}
+	for version, at := range applied {
+		statuses[version] = MigrationStatus{Version: version, Name: known[version], AppliedAt: at}
+	}
+	inOrder := make([]MigrationStatus, 0, len(statuses))
+	for _, version := range slices.Sorted(maps.Keys(statuses)) {
+		inOrder = append(inOrder, statuses[version])
+	}
+	return inOrder, nil
+}
+
+func readApplied(ctx context.Context, db *sql.DB) (_ map[int64]time.Time, err error) {
+	var exists bool
+	err = db.QueryRowContext(ctx, "SELECT to_regclass($1) IS NOT NULL", versionTable).Scan(&exists)
+	if err != nil || !exists {
+		return nil, err
+	}
+	rows, err := db.QueryContext(ctx, statusQuery)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	applied := map[int64]time.Time{}
+	for rows.Next() {
+		var version int64
+		var at time.Time
+		if err := rows.Scan(&version, &at); err != nil {
+			return nil, err
+		}
+		applied[version] = at
+	}
+	return applied, rows.Err()
+}
+
+// Latest returns the version of the last migration: that of a database after Up.
+func Latest() int64 {
+	known, err := sources()
+	if err != nil {
+		panic(err) // a test applies these files
+	}
+	return slices.Max(slices.Collect(maps.Keys(known)))
+}
+
+// sources returns the file names by version.
+func sources() (map[int64]string, error) {
+	files, err := FS.ReadDir(".")
+	if err != nil {
+		return nil, fmt.Errorf("migrations: %w", err)
+	}
+	names := map[int64]string{}
+	for _, file := range files {
+		version, err := goose.NumericComponent(path.Base(file.Name()))
+		if err != nil {
+			return nil, fmt.Errorf("migrations: %s: %w", file.Name(), err)
+		}
+		names[version] = file.Name()
+	}
+	return names, nil
+}

@@ -1,0 +1,76 @@
+-- One bounded step of a sweep through a group's pending list: takes over what has been
+-- idle for too long. An entry goes to the group's retry stream, or to the letters where
+-- it was handed over too often or is gone from the stream; in the same step it leaves
+-- the pending list, last.
+--
+-- It is what XAUTOCLAIM does, cursor, idle time and limit, without what makes XAUTOCLAIM
+-- unfit: that purges trimmed entries of live consumers too, without a word (before it
+-- looks at the idle time), and forgets whose the entry was and how often it was delivered.
+--
+-- KEYS  1 the stream  2 the group's retry stream  3 its letters
+-- ARGV  1 group  2 idle time in ms  3 most deliveries  4 ID to start from  5 most entries to
+--       look at  6 most entries to move  7 most bytes to move  8 '1' where KEYS[1] is the
+--       retry stream  9 '1' to touch only what is gone from the stream (ordered groups)
+-- Reply 1 the ID to go on from, or '' at the end  2 number of entries looked at
+--       then for each entry that was taken: outcome (moved, deliveries, trimmed), ID,
+--       consumer, deliveries
+local stream, retry, dead = KEYS[1], KEYS[2], KEYS[3]
+local group, idle, most = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local examine, limit, budget = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local own, trimmedonly = ARGV[8] == '1', ARGV[9] == '1'
+local time = ms(now())
+
+local page = redis.call('XPENDING', stream, group, ARGV[4], '+', examine)
+local reply = { '', 0 }
+local looked, taken, bytes, nextid = 0, 0, 0, ''
+for _, p in ipairs(page) do
+  local id, consumer, quiet, deliveries = p[1], p[2], p[3], p[4]
+  if taken >= limit or bytes >= budget then
+    nextid = id
+    break
+  end
+  looked = looked + 1
+  if quiet >= idle then
+    local entry = redis.call('XRANGE', stream, id, id)[1]
+    local outcome
+    if not entry then
+      outcome = 'trimmed'
+      add(dead, {}, {
+        origin = stream .. '/' .. id, group = group, consumer = consumer, deliveries = tostring(deliveries),
+        reason = 'trimmed', error = 'the entry was trimmed while it was pending', died = time,
+      })
+    elseif not trimmedonly then
+      local event, book = split(entry[2])
+      if not own then
+        book = {} -- bookkeeping in the topic's own stream is not ours
+      end
+      bytes = bytes + size(event)
+      deliveries = deliveries + (tonumber(book.deliveries) or 0)
+      book.deliveries = tostring(deliveries)
+      book.origin = book.origin or (stream .. '/' .. id)
+      if deliveries >= most then
+        outcome = 'deliveries'
+        book.group, book.consumer, book.reason, book.died = group, consumer, 'deliveries', time
+        book.error = 'handed over ' .. deliveries .. ' times, and every consumer went silent'
+        add(dead, event, book)
+      else
+        outcome = 'moved'
+        add(retry, event, book)
+      end
+    end
+    if outcome then
+      redis.call('XACK', stream, group, id)
+      if own then
+        redis.call('XDEL', stream, id)
+      end
+      taken = taken + 1
+      local n = #reply
+      reply[n + 1], reply[n + 2], reply[n + 3], reply[n + 4] = outcome, id, consumer, deliveries
+    end
+  end
+end
+if nextid == '' and #page == examine then
+  nextid = '(' .. page[#page][1]
+end
+reply[1], reply[2] = nextid, looked
+return reply

@@ -1,0 +1,83 @@
+package pel_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/streamkeel/streamkeel/internal/redisx"
+	"github.com/streamkeel/streamkeel/internal/testenv"
+	"github.com/streamkeel/streamkeel/pel"
+	"github.com/streamkeel/streamkeel/stream"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+// fixture is one partition with one group.
+type fixture struct {
+	t    testing.TB
+	rdb  *redis.Client
+	keys pel.Keys
+}
+
+func newFixture(t testing.TB) *fixture {
+	t.Helper()
+	rdb := testenv.Redis(t)
+	f := &fixture{t: t, rdb: rdb, keys: pel.KeysOf(testenv.Namespace(t)+":orders.0", "billing")}
+	made, err := pel.Ensure(t.Context(), rdb, f.keys, "0")
+	require.NoError(t, err)
+	require.True(t, made)
+	return f
+}
+
+// deliver adds an event and reads it as the consumer.
+func (f *fixture) deliver(consumer string) stream.Entry {
+	f.t.Helper()
+	e := stream.NewEvent("order.placed", "k", stream.ContentTypeJSON, []byte(`{}`))
+	args := e.AppendFields([]any{"xadd", f.keys.Stream, "*"})
+	require.NoError(f.t, f.rdb.Do(f.t.Context(), args...).Err())
+	return f.read(f.keys.Stream, consumer)
+}
+
+func (f *fixture) read(key, consumer string) stream.Entry {
+	f.t.Helper()
+	reply, err := redisx.Raw(f.t.Context(), f.rdb, "xreadgroup", "group", "billing", consumer, "count", 1, "streams", key, ">")
+	require.NoError(f.t, err)
+	var entry stream.Entry
+	require.NoError(f.t, stream.DecodeEntries(&reply, func(en stream.Entry, _ bool) error { entry = en; return nil }))
+	require.NotZero(f.t, entry.ID)
+	return entry
+}
+
+func (f *fixture) pending(key string) int64 {
+	f.t.Helper()
+	p, err := f.rdb.XPending(f.t.Context(), key, "billing").Result()
+	require.NoError(f.t, err)
+	return p.Count
+}
+
+func (f *fixture) length(key string) int64 {
+	f.t.Helper()
+	n, err := f.rdb.XLen(f.t.Context(), key).Result()
+	require.NoError(f.t, err)
+	return n
+}
+
+// reached is a Reach that has seen the server for long enough.
+func (f *fixture) reached(d time.Duration) *pel.Reach {
+	f.t.Helper()
+	reach := pel.NewReach(f.rdb, time.Minute)
+	require.NoError(f.t, reach.Look(f.t.Context(), f.keys.Stream))
+	require.Eventually(f.t, func() bool { return reach.Since(f.keys.Stream) >= d }, 20*time.Second, 5*time.Millisecond)
+	return reach
+}
+
+func idsOf(entries ...stream.Entry) []stream.ID {
+	var ids []stream.ID
+	for _, en := range entries {
+		ids = append(ids, en.ID)
+	}
+	return ids
+}

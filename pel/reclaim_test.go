@@ -1,0 +1,185 @@
+package pel_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/streamkeel/streamkeel/internal/servers"
+	"github.com/streamkeel/streamkeel/internal/testenv"
+	"github.com/streamkeel/streamkeel/pel"
+)
+
+const minIdle = pel.MinMinIdle
+
+func (f *fixture) sweep(max int) []pel.Reclaimed {
+	f.t.Helper()
+	r, err := pel.NewReclaimer(f.rdb, pel.Limits{MinIdle: minIdle, MaxDeliveries: max}, f.reached(minIdle))
+	require.NoError(f.t, err)
+	var taken []pel.Reclaimed
+	require.NoError(f.t, r.Sweep(f.t.Context(), f.keys, func(one pel.Reclaimed) { taken = append(taken, one) }))
+	return taken
+}
+
+// age makes entries look idle, as XCLAIM can.
+func (f *fixture) age(consumer string, ids ...string) {
+	f.t.Helper()
+	args := []any{"xclaim", f.keys.Stream, "billing", consumer, 0}
+	for _, id := range ids {
+		args = append(args, id)
+	}
+	require.NoError(f.t, f.rdb.Do(f.t.Context(), append(args, "idle", 3_600_000, "justid")...).Err())
+}
+
+func TestSweepTakesWhatIsIdleAndNothingElse(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	reach := f.reached(minIdle)
+	idle, fresh, trimmed, often := f.deliver("dead"), f.deliver("live"), f.deliver("dead"), f.deliver("dead")
+	f.age("dead", idle.ID.String(), trimmed.ID.String(), often.ID.String())
+	require.NoError(t, f.rdb.Do(t.Context(), "xclaim", f.keys.Stream, "billing", "dead", 0, often.ID.String(), "idle", 3_600_000, "retrycount", 5, "justid").Err())
+	require.NoError(t, f.rdb.XDel(t.Context(), f.keys.Stream, trimmed.ID.String()).Err())
+
+	r, err := pel.NewReclaimer(f.rdb, pel.Limits{MinIdle: minIdle, MaxDeliveries: 5}, reach)
+	require.NoError(t, err)
+	fates := map[string]pel.Reclaimed{}
+	require.NoError(t, r.Sweep(t.Context(), f.keys, func(one pel.Reclaimed) { fates[one.ID.String()] = one }))
+	require.Len(t, fates, 3)
+	require.Equal(t, pel.FateMoved, fates[idle.ID.String()].Fate)
+	require.Equal(t, pel.FateTrimmed, fates[trimmed.ID.String()].Fate)
+	require.Equal(t, pel.FateDeliveries, fates[often.ID.String()].Fate)
+	require.Equal(t, "dead", fates[idle.ID.String()].Consumer)
+	require.EqualValues(t, 1, f.pending(f.keys.Stream))
+	require.EqualValues(t, 1, f.length(f.keys.Retry))
+	require.EqualValues(t, 2, f.length(f.keys.Dead))
+	require.NotContains(t, fates, fresh.ID.String())
+
+	again := f.read(f.keys.Retry, "c")
+	require.Equal(t, idle.Event, again.Event)
+	require.Equal(t, 1, pel.CarriedBy(&again, true).Deliveries, "one hand-over, to the dead consumer")
+	require.Zero(t, pel.CarriedBy(&again, true).Attempts)
+}
+
+func TestSweepGoesThroughALongListInBoundedCalls(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	const n = 1700
+	pipe := f.rdb.Pipeline()
+	for range n {
+		pipe.XAdd(t.Context(), &redis.XAddArgs{Stream: f.keys.Stream, Values: []string{"id", "1", "type", "t", "data", "x"}})
+	}
+	pipe.XReadGroup(t.Context(), &redis.XReadGroupArgs{Group: "billing", Consumer: "dead", Streams: []string{f.keys.Stream, ">"}, Count: n, Block: -1})
+	_, err := pipe.Exec(t.Context())
+	require.NoError(t, err)
+	live := f.deliver("live")
+	reach := f.reached(minIdle)
+	held, err := pel.NewSettler(f.rdb, f.keys, "live").Extend(t.Context(), f.keys.Stream, idsOf(live))
+	require.NoError(t, err)
+	require.Equal(t, []pel.Held{pel.HeldExtended}, held)
+	r, err := pel.NewReclaimer(f.rdb, pel.Limits{MinIdle: minIdle}, reach)
+	require.NoError(t, err)
+	taken := 0
+	require.NoError(t, r.Sweep(t.Context(), f.keys, func(pel.Reclaimed) { taken++ }))
+	require.Equal(t, n, taken)
+	require.EqualValues(t, 1, f.pending(f.keys.Stream))
+	require.EqualValues(t, n, f.length(f.keys.Retry))
+}
+
+func TestRetryStreamIsSweptTooAndCountsGoOn(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.deliver("dead-1")
+	for deliveries := 1; deliveries < 4; deliveries++ {
+		require.Eventually(t, func() bool {
+			taken := f.sweep(4)
+			return len(taken) == 1 && taken[0].Fate == pel.FateMoved && taken[0].Deliveries == deliveries
+		}, 20*time.Second, 10*time.Millisecond)
+		require.EqualValues(t, 1, f.length(f.keys.Retry), "the retry stream keeps no copy")
+		f.read(f.keys.Retry, "dead-2")
+	}
+	require.Eventually(t, func() bool {
+		taken := f.sweep(4)
+		return len(taken) == 1 && taken[0].Fate == pel.FateDeliveries && taken[0].Deliveries == 4
+	}, 20*time.Second, 10*time.Millisecond)
+	require.Zero(t, f.length(f.keys.Retry))
+	require.EqualValues(t, 1, f.length(f.keys.Dead))
+}
+
+func TestNoSweepBeforeTheServerWasInReachForMinIdle(t *testing.T) {
+	t.Parallel()
+	server := testenv.PrivateRedis(t, servers.RedisConfig{AppendOnly: true})
+	f := &fixture{t: t, rdb: testenv.RedisClient(t, server.URL()), keys: pel.KeysOf("sk:orders.0", "billing")}
+	_, err := pel.Ensure(t.Context(), f.rdb, f.keys, "0")
+	require.NoError(t, err)
+	f.age("dead", f.deliver("dead").ID.String())
+
+	reach := pel.NewReach(f.rdb, time.Minute)
+	r, err := pel.NewReclaimer(f.rdb, pel.Limits{MinIdle: minIdle}, reach)
+	require.NoError(t, err)
+	sweep := func() int {
+		taken := 0
+		require.NoError(t, r.Sweep(t.Context(), f.keys, func(pel.Reclaimed) { taken++ }))
+		return taken
+	}
+	require.Zero(t, sweep(), "never looked")
+	require.NoError(t, reach.Look(t.Context(), f.keys.Stream))
+	require.Zero(t, sweep(), "looked just now")
+	require.Eventually(t, func() bool { return reach.Since(f.keys.Stream) >= minIdle }, 10*time.Second, 10*time.Millisecond)
+
+	require.NoError(t, server.Kill())
+	require.Error(t, reach.Look(t.Context(), f.keys.Stream))
+	require.Zero(t, reach.Since(f.keys.Stream), "an outage starts the time over")
+	require.NoError(t, server.Start(t.Context()))
+	require.NoError(t, reach.Look(t.Context(), f.keys.Stream))
+	require.Zero(t, sweep(), "back just now")
+
+	// A restart between two looks, which both succeed, shows in the run ID.
+	require.Eventually(t, func() bool { return reach.Since(f.keys.Stream) >= minIdle }, 10*time.Second, 10*time.Millisecond)
+	require.NoError(t, server.Kill())
+	require.NoError(t, server.Start(t.Context()))
+	require.NoError(t, reach.Look(t.Context(), f.keys.Stream))
+	require.Less(t, reach.Since(f.keys.Stream), minIdle)
+	require.Eventually(t, func() bool { return sweep() == 1 }, 10*time.Second, 10*time.Millisecond)
+}
+
+func TestALateLookIsAGap(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	reach := pel.NewReach(f.rdb, 10*time.Millisecond)
+	require.NoError(t, reach.Look(t.Context(), f.keys.Stream))
+	require.Eventually(t, func() bool { return reach.Since(f.keys.Stream) == 0 }, 10*time.Second, time.Millisecond, "nobody looks any more")
+}
+
+func TestNamesWithPendingEntriesAreKept(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	held := f.deliver("holds")
+	for _, name := range []string{"idle", "recent"} {
+		require.NoError(t, f.rdb.XGroupCreateConsumer(t.Context(), f.keys.Stream, "billing", name).Err())
+	}
+	var names []string
+	require.Eventually(t, func() bool {
+		_, err := pel.NewSettler(f.rdb, f.keys, "recent").Extend(t.Context(), f.keys.Stream, nil)
+		require.NoError(t, err)
+		names, err = pel.SweepNames(t.Context(), f.rdb, f.keys, 100*time.Millisecond)
+		require.NoError(t, err)
+		return len(names) > 0
+	}, 10*time.Second, 5*time.Millisecond)
+	require.Equal(t, []string{"idle"}, names)
+	require.NoError(t, pel.Leave(t.Context(), f.rdb, f.keys, "holds"))
+	require.EqualValues(t, 1, f.pending(f.keys.Stream), "leaving must not discard what is pending")
+	require.NoError(t, f.rdb.XAck(t.Context(), f.keys.Stream, "billing", held.ID.String()).Err())
+	require.NoError(t, pel.Leave(t.Context(), f.rdb, f.keys, "holds"))
+	consumers, err := f.rdb.XInfoConsumers(t.Context(), f.keys.Stream, "billing").Result()
+	require.NoError(t, err)
+	require.Len(t, consumers, 1)
+}
+
+func TestLimitsAreValidated(t *testing.T) {
+	t.Parallel()
+	_, err := pel.NewReclaimer(nil, pel.Limits{MinIdle: time.Millisecond, MaxDeliveries: -1}, nil)
+	require.ErrorContains(t, err, "MinIdle 1ms")
+	require.ErrorContains(t, err, "MaxDeliveries -1")
+}

@@ -1,0 +1,249 @@
+package stream_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/streamkeel/streamkeel/internal/servers"
+	"github.com/streamkeel/streamkeel/internal/testenv"
+	"github.com/streamkeel/streamkeel/stream"
+)
+
+// readAll reads a topic until it has n entries.
+func readAll(t testing.TB, rdb redis.UniversalClient, topic stream.Topic, n int) []stream.Entry {
+	t.Helper()
+	r, err := stream.NewReader(rdb, stream.ReaderConfig{Topic: topic})
+	require.NoError(t, err)
+	var all []stream.Entry
+	for deadline := time.Now().Add(20 * time.Second); len(all) < n && time.Now().Before(deadline); {
+		entries, err := r.Read(t.Context())
+		require.NoError(t, err)
+		all = append(all, entries...)
+	}
+	require.Len(t, all, n)
+	return all
+}
+
+func TestEventsComeBackAsTheyWerePublished(t *testing.T) {
+	t.Parallel()
+	for name, rdb := range map[string]redis.UniversalClient{
+		"RESP3": testenv.Redis(t),
+		"RESP2": testenv.Redis(t, func(o *redis.Options) { o.Protocol = 2 }),
+	} {
+		t.Run(name, func(t *testing.T) {
+			topic := topicOf(t, 4)
+			p, err := stream.NewPublisher(rdb, stream.PublisherConfig{})
+			require.NoError(t, err)
+			want := order{ID: "o-1", Cents: 1999, Lines: []line{{"sku", 2}}}
+			e := orderPlaced.Event("o-1", want)
+			e.Attributes = map[string]string{"tenant": "acme"}
+			e.Expires = time.Date(2030, 1, 2, 3, 4, 5, 6000, time.UTC)
+			e.Schema = "v1"
+			result, err := p.Publish(t.Context(), topic, e)
+			require.NoError(t, err)
+			require.Equal(t, topic.StreamKey(topic.PartitionOf("o-1")), result.Stream)
+
+			entry := readAll(t, rdb, topic, 1)[0]
+			require.NoError(t, entry.Err)
+			require.Equal(t, result.ID, entry.ID)
+			require.Equal(t, "orders", entry.Event.Source, "the source defaults to the topic")
+			e.Source = "orders"
+			require.Equal(t, e, entry.Event)
+			got, err := orderPlaced.Decode(entry.Event)
+			require.NoError(t, err)
+			require.Equal(t, want, got)
+		})
+	}
+}
+
+func TestBatchKeepsOrderPerKeyAndSpreadsKeylessEvents(t *testing.T) {
+	t.Parallel()
+	rdb, topic := testenv.Redis(t), topicOf(t, 8)
+	p, err := stream.NewPublisher(rdb, stream.PublisherConfig{})
+	require.NoError(t, err)
+	events := make([]stream.Event, 1200)
+	for i := range events {
+		key := ""
+		if i%2 == 0 {
+			key = string(rune('a' + i%10))
+		}
+		events[i] = orderPlaced.Event(key, order{Cents: int64(i)})
+	}
+	results, err := p.PublishBatch(t.Context(), topic, events)
+	require.NoError(t, err)
+	require.Len(t, results, len(events))
+	last, keyless := map[string]int64{}, map[string]bool{}
+	for _, entry := range readAll(t, rdb, topic, len(events)) {
+		o, err := orderPlaced.Decode(entry.Event)
+		require.NoError(t, err)
+		if entry.Event.Key == "" {
+			keyless[entry.Stream] = true
+			continue
+		}
+		before, seen := last[entry.Event.Key]
+		require.True(t, !seen || o.Cents > before, "key %s is out of order", entry.Event.Key)
+		last[entry.Event.Key] = o.Cents
+	}
+	require.Len(t, keyless, 8)
+	for i, r := range results {
+		require.NoError(t, r.Err)
+		require.Equal(t, topic.StreamKey(topic.Partition(&events[i])), r.Stream)
+	}
+}
+
+func TestOneInvalidEventMeansThatNothingIsSent(t *testing.T) {
+	t.Parallel()
+	rdb, topic := testenv.Redis(t), topicOf(t, 1)
+	p, err := stream.NewPublisher(rdb, stream.PublisherConfig{})
+	require.NoError(t, err)
+	good := orderPlaced.Event("k", order{})
+	for name, e := range map[string]stream.Event{
+		"no type":        {ID: "1"},
+		"no id":          {Type: "t"},
+		"too large":      {ID: "1", Type: "t", Data: make([]byte, stream.MaxData+1)},
+		"long key":       {ID: "1", Type: "t", Key: strings.Repeat("k", 12<<10)},
+		"NUL":            {ID: "1\x00", Type: "t"},
+		"not UTF-8":      {ID: "1", Type: "t", Key: "\xff"},
+		"attribute name": {ID: "1", Type: "t", Attributes: map[string]string{"Tenant-ID": "x"}},
+		"year 10000":     {ID: "1", Type: "t", Time: time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC)},
+		"unencodable":    stream.Define[chan int]("t").Event("k", make(chan int)),
+		"undefined":      stream.Define[order]("").Event("k", order{}),
+	} {
+		_, err := p.PublishBatch(t.Context(), topic, []stream.Event{good, e})
+		require.Error(t, err, name)
+		_, err = p.Publish(t.Context(), topic, e)
+		require.Error(t, err, name)
+	}
+	require.Zero(t, rdb.Exists(t.Context(), topic.StreamKey(0)).Val())
+}
+
+func TestEventsAreCausedByTheOneBeingHandled(t *testing.T) {
+	t.Parallel()
+	rdb, topic := testenv.Redis(t), topicOf(t, 1)
+	p, err := stream.NewPublisher(rdb, stream.PublisherConfig{})
+	require.NoError(t, err)
+	first := orderPlaced.Event("k", order{})
+	first.TraceParent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+	ctx := stream.WithCause(t.Context(), first)
+	second := orderPlaced.Event("k", order{})
+	_, err = p.Publish(ctx, topic, second)
+	require.NoError(t, err)
+	second = readAll(t, rdb, topic, 1)[0].Event
+	require.Equal(t, first.ID, second.CausationID)
+	require.Equal(t, first.ID, second.CorrelationID, "the first event starts the conversation")
+	require.Equal(t, first.TraceParent, second.TraceParent)
+
+	third := orderPlaced.Event("k", order{})
+	third.Stamp(stream.WithTraceParent(stream.WithCause(t.Context(), second), "other"), topic)
+	require.Equal(t, second.ID, third.CausationID)
+	require.Equal(t, first.ID, third.CorrelationID)
+	require.Equal(t, "other", third.TraceParent)
+}
+
+// A server that stalls answers nothing in time; go-redis would send the command again.
+func TestStalledServerGetsEachEventOnce(t *testing.T) {
+	t.Parallel()
+	server := testenv.PrivateRedis(t, servers.RedisConfig{})
+	rdb := testenv.RedisClient(t, server.URL(), func(o *redis.Options) { o.ReadTimeout = 100 * time.Millisecond })
+	topic := topicOf(t, 1)
+	p, err := stream.NewPublisher(rdb, stream.PublisherConfig{})
+	require.NoError(t, err)
+	_, err = p.Publish(t.Context(), topic, orderPlaced.Event("k", order{}))
+	require.NoError(t, err)
+
+	require.NoError(t, server.Pause())
+	_, err = p.Publish(t.Context(), topic, orderPlaced.Event("k", order{}))
+	require.ErrorIs(t, err, stream.ErrUnknown)
+	results, err := p.PublishBatch(t.Context(), topic, []stream.Event{orderPlaced.Event("k", order{}), orderPlaced.Event("k", order{})})
+	require.ErrorIs(t, err, stream.ErrUnknown)
+	for _, r := range results {
+		require.ErrorIs(t, r.Err, stream.ErrUnknown)
+	}
+	require.NoError(t, server.Resume())
+	seen := map[string]bool{}
+	for _, entry := range readAll(t, rdb, topic, 4) {
+		require.False(t, seen[entry.Event.ID], "an event was written twice")
+		seen[entry.Event.ID] = true
+	}
+}
+
+func TestRefusedConnectionIsNotUnknown(t *testing.T) {
+	t.Parallel()
+	rdb := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1", DialerRetries: 1})
+	t.Cleanup(func() { _ = rdb.Close() })
+	p, err := stream.NewPublisher(rdb, stream.PublisherConfig{})
+	require.NoError(t, err)
+	_, err = p.Publish(t.Context(), topicOf(t, 1), orderPlaced.Event("k", order{}))
+	require.Error(t, err)
+	require.NotErrorIs(t, err, stream.ErrUnknown)
+}
+
+func TestUnfitServersAreRefused(t *testing.T) {
+	t.Parallel()
+	server := testenv.PrivateRedis(t, servers.RedisConfig{Settings: map[string]string{"maxmemory": "100mb", "maxmemory-policy": "allkeys-lru"}})
+	rdb := testenv.RedisClient(t, server.URL())
+	topic := topicOf(t, 1)
+	p, err := stream.NewPublisher(rdb, stream.PublisherConfig{})
+	require.NoError(t, err)
+	_, err = p.Publish(t.Context(), topic, orderPlaced.Event("k", order{}))
+	require.ErrorIs(t, err, stream.ErrEviction)
+	p, err = stream.NewPublisher(rdb, stream.PublisherConfig{AllowEviction: true})
+	require.NoError(t, err)
+	_, err = p.Publish(t.Context(), topic, orderPlaced.Event("k", order{}))
+	require.NoError(t, err)
+
+	ring := redis.NewRing(&redis.RingOptions{Addrs: map[string]string{"a": server.Addr()}})
+	t.Cleanup(func() { _ = ring.Close() })
+	require.ErrorIs(t, stream.CheckServer(t.Context(), ring, false), stream.ErrUnsupportedServer)
+}
+
+func TestClusterIsPublishedToAndReadFrom(t *testing.T) {
+	t.Parallel()
+	rdb := clusterClient(t)
+	topic := topicOf(t, 6)
+	p, err := stream.NewPublisher(rdb, stream.PublisherConfig{})
+	require.NoError(t, err)
+	events := make([]stream.Event, 300)
+	for i := range events {
+		events[i] = orderPlaced.Event(string(rune('a'+i%26)), order{Cents: int64(i)})
+	}
+	_, err = p.PublishBatch(t.Context(), topic, events)
+	require.NoError(t, err)
+	require.Len(t, readAll(t, rdb, topic, 300), 300)
+}
+
+func TestReaderGoesOnFromWhereItIsTold(t *testing.T) {
+	t.Parallel()
+	rdb, topic := testenv.Redis(t), topicOf(t, 1)
+	p, err := stream.NewPublisher(rdb, stream.PublisherConfig{})
+	require.NoError(t, err)
+	var ids []stream.ID
+	for range 10 {
+		r, err := p.Publish(t.Context(), topic, orderPlaced.Event("k", order{}))
+		require.NoError(t, err)
+		ids = append(ids, r.ID)
+	}
+	key := topic.StreamKey(0)
+	r, err := stream.NewReader(rdb, stream.ReaderConfig{Topic: topic, From: map[string]stream.ID{key: ids[6]}})
+	require.NoError(t, err)
+	entries, err := r.Read(t.Context())
+	require.NoError(t, err)
+	require.Len(t, entries, 3)
+	require.Equal(t, ids[9], r.Position(key))
+	r.Seek(key, ids[8])
+	entries, err = r.Read(t.Context())
+	require.NoError(t, err)
+	require.Len(t, entries, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err = r.Read(ctx)
+	require.ErrorIs(t, err, context.Canceled)
+	_, err = stream.NewReader(nil, stream.ReaderConfig{Count: -1})
+	require.ErrorIs(t, err, stream.ErrInvalid)
+	require.ErrorContains(t, err, "Count -1")
+}

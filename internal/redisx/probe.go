@@ -106,8 +106,11 @@ func parseInfo(info string) map[string]string {
 
 func parseVersion(v string) (version [3]int) {
 	for i, part := range strings.SplitN(v, ".", 3) {
-		digits := strings.TrimRight(part, "-abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
-		version[i], _ = strconv.Atoi(digits)
+		digits := strings.IndexFunc(part, func(r rune) bool { return r < '0' || r > '9' })
+		if digits < 0 {
+			digits = len(part)
+		}
+		version[i], _ = strconv.Atoi(part[:digits])
 	}
 	return version
 }

@@ -17,8 +17,6 @@ import (
 	"github.com/streamkeel/streamkeel/stream"
 )
 
-func TestMain(m *testing.M) { testenv.Main(m) }
-
 // patience is how long a test waits for what must come.
 const patience = 20 * time.Second
 

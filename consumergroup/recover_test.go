@@ -81,14 +81,7 @@ func TestDeliveriesWithoutAnEndAreCapped(t *testing.T) {
 	events := f.publish(1)
 	f.makeGroup()
 	f.strand("dead-1", 1) // the first hand-over; the second is to somebody who dies too
-	up, err := consumergroup.NewUpkeep(f.rdb, consumergroup.UpkeepConfig{Targets: func(context.Context) ([]consumergroup.Target, error) {
-		return []consumergroup.Target{{Topic: f.topic, Group: stream.Group{Name: "billing", MinIdleMs: 600, MaxDeliveries: 2}}}, nil
-	}})
-	require.NoError(t, err)
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan struct{})
-	go func() { up.Run(ctx); close(ended) }()
-	t.Cleanup(func() { cancel(); <-ended })
+	f.upkeep(600*time.Millisecond, 2)
 	require.Eventually(t, func() bool { return f.rdb.XLen(t.Context(), f.keys(0).Retry).Val() == 1 }, patience, 10*time.Millisecond)
 	require.NoError(t, f.rdb.XReadGroup(t.Context(), &redis.XReadGroupArgs{
 		Group: "billing", Consumer: "dead-2", Streams: []string{f.keys(0).Retry, ">"}, Count: 1, Block: -1,

@@ -29,6 +29,8 @@ const (
 	fieldSequence    = "sequence"
 	fieldData        = "data"
 
+	maxFields = 1000 // of any name, in one entry
+
 	attributePrefix = "x-"
 	bookPrefix      = "sk-"
 )
@@ -186,6 +188,9 @@ func (en *Entry) decode(fields *redisx.Reply, count int) error {
 		if en.Err == nil {
 			en.Err = fmt.Errorf("stream: %w %s in %s: "+format, append([]any{ErrMalformed, en.ID, en.Stream}, args...)...)
 		}
+	}
+	if count > maxFields {
+		fault("%d fields, %d are allowed", count, maxFields)
 	}
 	attributes := 0
 	for range count {

@@ -194,6 +194,7 @@ func (r *reader) read(ctx context.Context, lanes []*lane, count int, blockMs int
 	if err != nil {
 		return nil, err
 	}
+	defer reply.Free()
 	return r.c.take(&reply)
 }
 

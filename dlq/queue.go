@@ -156,6 +156,7 @@ func (q *Queue) read(ctx context.Context, p int, from stream.ID) ([]Letter, erro
 	if err != nil {
 		return nil, q.fail("read", err)
 	}
+	defer reply.Free()
 	n, err := reply.Array()
 	if err != nil {
 		return nil, q.fail("read", err)

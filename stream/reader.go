@@ -120,7 +120,8 @@ func (r *Reader) read(ctx context.Context, blockMs int64, keys []string) ([]Entr
 	if err != nil {
 		return nil, fmt.Errorf("stream: read topic %s: %w", r.config.Topic.Name, err)
 	}
-	var entries []Entry
+	defer reply.Free()
+	entries := make([]Entry, 0, r.config.Count)
 	err = DecodeEntries(&reply, func(en Entry, _ bool) error {
 		entries = append(entries, en)
 		return nil

@@ -3,7 +3,10 @@ package redisx
 import (
 	"context"
 	"fmt"
+	"io"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -12,14 +15,15 @@ import (
 // RawCmd is a command that is sent once and whose reply stays as the server wrote
 // it: parsing entries from those bytes costs a fraction of go-redis's maps, and
 // keeps the order of fields and repeated ones.
-type RawCmd struct{ *redis.RawCmd }
-
-// NoRetry says that the command is sent once.
-func (RawCmd) NoRetry() bool { return true }
+type RawCmd struct {
+	*redis.RawWriteToCmd // which is never sent again by itself
+	buf                  *buffer
+}
 
 // NewRaw returns a raw command for a pipeline; its reply is read with Reply.
 func NewRaw(ctx context.Context, args ...any) RawCmd {
-	return RawCmd{redis.NewRawCmd(ctx, args...)}
+	buf, _ := buffers.Get().(*buffer)
+	return RawCmd{redis.NewRawWriteToCmd(ctx, buf, args...), buf}
 }
 
 // Raw sends the command and returns its reply. A nil reply is redis.Nil.
@@ -29,13 +33,44 @@ func Raw(ctx context.Context, rdb redis.UniversalClient, args ...any) (Reply, er
 	return cmd.Reply(ctx, rdb)
 }
 
+// buffers keeps the memory of replies whose readers have called Free: a read of some
+// hundred entries fills some hundred kilobytes.
+var buffers = sync.Pool{New: func() any { return new(buffer) }}
+
+const maxKept = 4 << 20 // bytes of a buffer that is kept
+
+// buffer collects a reply. It is an io.ReaderFrom so that a string goes straight from
+// the connection's buffer into its place.
+type buffer struct{ b []byte }
+
+func (w *buffer) Write(p []byte) (int, error) {
+	w.b = append(w.b, p...)
+	return len(p), nil
+}
+
+// ReadFrom reads what go-redis copies with a limit: one string and its line's end.
+func (w *buffer) ReadFrom(r io.Reader) (int64, error) {
+	limited, ok := r.(*io.LimitedReader)
+	if !ok {
+		b, err := io.ReadAll(r)
+		w.b = append(w.b, b...)
+		return int64(len(b)), err
+	}
+	start, n := len(w.b), int(limited.N)
+	w.b = slices.Grow(w.b, n)[:start+n]
+	got, err := io.ReadFull(limited.R, w.b[start:])
+	limited.N -= int64(got)
+	w.b = w.b[:start+got]
+	return int64(got), err
+}
+
 // Reply returns the reply of an executed command. go-redis leaves error replies in
 // the bytes and so follows no redirection of a Cluster; Reply does: MOVED and ASK say
 // that the command was not carried out, so sending it again is its first execution.
 func (c RawCmd) Reply(ctx context.Context, rdb redis.UniversalClient) (Reply, error) {
 	for attempt := 0; ; attempt++ {
-		raw, err := c.Result()
-		if err != nil {
+		raw := c.buf.b
+		if err := c.Err(); err != nil {
 			return Reply{}, err
 		}
 		if len(raw) == 0 {
@@ -45,8 +80,9 @@ func (c RawCmd) Reply(ctx context.Context, rdb redis.UniversalClient) (Reply, er
 		case raw[0] == '_', string(raw) == "*-1\r\n", string(raw) == "$-1\r\n":
 			return Reply{}, redis.Nil
 		case raw[0] != '-':
-			return Reply{b: raw}, nil
+			return Reply{b: raw, buf: c.buf}, nil
 		}
+		c.buf.b = raw[:0] // for another execution
 		replyErr := ServerError(strings.TrimRight(string(raw[1:]), "\r\n"))
 		cluster, ok := rdb.(*redis.ClusterClient)
 		if !ok || attempt == maxRedirects || !follow(ctx, cluster, c, replyErr) {

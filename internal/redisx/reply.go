@@ -10,8 +10,19 @@ var ErrReply = errors.New("redisx: unexpected reply")
 
 // Reply walks a RESP2 or RESP3 reply from its first value to its last.
 type Reply struct {
-	b []byte
-	i int
+	b   []byte
+	i   int
+	buf *buffer // where b came from, or nil
+}
+
+// Free gives the reply's memory back for another one. The reply, and what shares memory
+// with it, must not be used afterwards. Not calling it costs memory for a while, no more.
+func (r *Reply) Free() {
+	if r.buf != nil && cap(r.buf.b) <= maxKept {
+		r.buf.b = r.buf.b[:0]
+		buffers.Put(r.buf)
+	}
+	*r = Reply{}
 }
 
 // NewReply returns a walk over bytes that hold one complete reply.

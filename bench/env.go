@@ -1,0 +1,72 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/streamkeel/streamkeel/stream"
+)
+
+// env is the servers and the data that workloads share.
+type env struct {
+	rdb       *redis.Client
+	url       string
+	namespace string
+	events    []stream.Event
+	topics    int
+}
+
+const redisVar = "STREAMKEEL_TEST_REDIS_URL"
+
+func newEnv(ctx context.Context) (*env, error) {
+	url := os.Getenv(redisVar)
+	if url == "" {
+		return nil, errors.New(redisVar + " is not set: run `make bench`, which starts a server")
+	}
+	opts, err := redis.ParseURL(url)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", redisVar, err)
+	}
+	e := &env{rdb: redis.NewClient(opts), url: url, namespace: "bench-" + uuid.NewString()[:8]}
+	if n, err := e.rdb.DBSize(ctx).Result(); err != nil || n > 0 {
+		return nil, fmt.Errorf("the Redis at %s must be there and empty (it has %d keys): %w", redisVar, n, err)
+	}
+	e.events = makeEvents(10_000)
+	return e, nil
+}
+
+func (e *env) close() { _ = e.rdb.Close() }
+
+// flush empties the server that a run has filled.
+func (e *env) flush(ctx context.Context) error { return e.rdb.FlushDB(ctx).Err() }
+
+// topic returns a new topic of one partition.
+func (e *env) topic() stream.Topic {
+	e.topics++
+	return stream.Topic{Name: "t" + strconv.Itoa(e.topics), Namespace: e.namespace}
+}
+
+// makeEvents makes events of nine fields with a payload of 256 bytes.
+func makeEvents(n int) []stream.Event {
+	payload := make([]byte, 256)
+	for i := range payload {
+		payload[i] = byte('a' + i%26)
+	}
+	events := make([]stream.Event, n)
+	for i := range events {
+		e := stream.NewEvent("order.placed", "customer-"+strconv.Itoa(i%1000), stream.ContentTypeJSON, payload)
+		e.Source, e.CorrelationID, e.CausationID = "bench", "0192d7a5-0000-7000-8000-000000000000", "0192d7a5-0000-7000-8000-000000000001"
+		events[i] = e
+	}
+	return events
+}
+
+// rate returns how many a second.
+func rate(n int, since time.Time) float64 { return float64(n) / time.Since(since).Seconds() }

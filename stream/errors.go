@@ -24,8 +24,16 @@ var (
 	// version does not know.
 	ErrLayout = errors.New("unknown layout")
 	// ErrUnknown says that a publish may or may not have been carried out: its reply
-	// was lost. Publishing the same event again may write it twice, with the same id.
+	// was lost. Publishing the same event again may write it twice, with the same id, unless
+	// the topic has Dedup.
 	ErrUnknown = errors.New("outcome unknown")
+	// ErrNotDurable says that an event was written, but not confirmed by as many replicas,
+	// or not on as many disks, as the publisher asks for within its DurableTimeout. It may
+	// be lost if a server fails now. Publishing it again writes it twice.
+	ErrNotDurable = errors.New("written, but not confirmed as durable")
+	// ErrBackpressure says that the partition holds as many entries as the publisher allows;
+	// the event was not written.
+	ErrBackpressure = errors.New("partition is full")
 	// ErrUnsupportedServer says that the server is older than Redis 7.0.5 or Valkey
 	// 7.2, or the client is a redis.Ring.
 	ErrUnsupportedServer = redisx.ErrUnsupported

@@ -14,8 +14,57 @@ import (
 
 // PublisherConfig configures a [Publisher]. The zero value is the safe default.
 type PublisherConfig struct {
+	// Replicas is how many replicas must have an event before it counts as published (WAIT,
+	// on the same connection). Default 0: the primary alone, whose failover may lose it.
+	Replicas int
+	// Fsync waits until the primary, and each of Replicas, has an event in its append-only
+	// file on disk (WAITAOF, Redis 7.2 and later). Default: as the server's appendfsync says.
+	Fsync bool
+	// DurableTimeout is how long to wait for Replicas and Fsync. Default 1 second; it must be
+	// below the client's ReadTimeout. Then the outcome is ErrNotDurable.
+	DurableTimeout time.Duration
+	// MaxLen is how many entries a partition may hold before publishing to it is refused with
+	// ErrBackpressure; Reject must be set with it. It is looked up once a batch, so it may be
+	// overshot by one batch of each publisher. Default: no limit.
+	MaxLen int64
+	// Reject is what happens at MaxLen. Nothing else can be asked for: publishing never trims,
+	// which is retention's work.
+	Reject bool
 	// AllowEviction publishes also to a Redis whose maxmemory-policy may evict streams.
 	AllowEviction bool
+}
+
+func (c PublisherConfig) withDefaults() PublisherConfig {
+	if c.DurableTimeout == 0 {
+		c.DurableTimeout = time.Second
+	}
+	return c
+}
+
+func (c PublisherConfig) validate(rdb redis.UniversalClient) error {
+	var faults []error
+	if rdb == nil {
+		return fmt.Errorf("stream: %w publisher: the Redis client is nil", ErrInvalid)
+	}
+	if c.Replicas < 0 {
+		faults = append(faults, fmt.Errorf("Replicas %d is negative", c.Replicas))
+	}
+	if c.DurableTimeout < time.Millisecond {
+		faults = append(faults, fmt.Errorf("DurableTimeout %s is below 1ms", c.DurableTimeout))
+	}
+	if timeout := redisx.ReadTimeout(rdb); (c.Replicas > 0 || c.Fsync) && timeout > 0 && c.DurableTimeout >= timeout {
+		faults = append(faults, fmt.Errorf("DurableTimeout %s must be below the client's ReadTimeout %s", c.DurableTimeout, timeout))
+	}
+	if c.MaxLen < 0 {
+		faults = append(faults, fmt.Errorf("MaxLen %d is negative", c.MaxLen))
+	}
+	if (c.MaxLen > 0) != c.Reject {
+		faults = append(faults, errors.New("MaxLen and Reject go together"))
+	}
+	if len(faults) == 0 {
+		return nil
+	}
+	return fmt.Errorf("stream: %w publisher: %w", ErrInvalid, errors.Join(faults...))
 }
 
 // Publisher writes events to Redis directly, outside any database transaction. It is
@@ -36,6 +85,9 @@ type Result struct {
 	// Stream and ID say where the event stands.
 	Stream string
 	ID     ID
+	// Duplicate says that it was published before, within the topic's Dedup window; ID is
+	// the one that it got then.
+	Duplicate bool
 	// Err is nil for an event that was written. errors.Is(Err, ErrUnknown) says that it
 	// may have been.
 	Err error
@@ -46,16 +98,18 @@ const redeclareEvery = time.Minute
 
 // NewPublisher returns a publisher that writes through rdb. The caller keeps rdb and closes it.
 func NewPublisher(rdb redis.UniversalClient, config PublisherConfig) (*Publisher, error) {
-	if rdb == nil {
-		return nil, fmt.Errorf("stream: %w publisher: the Redis client is nil", ErrInvalid)
+	config = config.withDefaults()
+	if err := config.validate(rdb); err != nil {
+		return nil, err
 	}
 	return &Publisher{rdb: rdb, config: config, declared: map[Topic]time.Time{}}, nil
 }
 
-// Publish writes one event. ErrInvalid and ErrPartitionMismatch say that nothing was
-// sent. ErrUnknown says that the reply was lost: the event may stand in the stream, and
-// publishing it again may write it twice, with the same id, which handlers with an inbox
-// and projections apply once.
+// Publish writes one event to the partition of its key. ErrInvalid and
+// ErrPartitionMismatch say that nothing was sent. ErrUnknown says that the reply was lost:
+// the event may stand in the stream, and publishing it again may write it twice, with
+// the same id, which handlers with an inbox apply once; if the topic has Dedup, it is
+// written once.
 func (p *Publisher) Publish(ctx context.Context, topic Topic, e Event) (Result, error) {
 	if err := p.prepare(ctx, topic); err != nil {
 		return Result{}, err
@@ -64,35 +118,65 @@ func (p *Publisher) Publish(ctx context.Context, topic Topic, e Event) (Result, 
 	if err := e.Validate(); err != nil {
 		return Result{}, err
 	}
-	cmd, key := add(ctx, topic, &e)
-	_ = p.rdb.Process(ctx, cmd) // the error is in cmd
-	result := resultOf(cmd, key)
-	return result, result.Err
+	key := topic.StreamKey(topic.Partition(&e))
+	if p.plain(topic) {
+		cmd := add(ctx, key, &e)
+		_ = p.rdb.Process(ctx, cmd) // the error is in cmd
+		result := resultOf(cmd.Result())
+		result.Stream, result.Err = key, publishError(key, result.Err)
+		return result, result.Err
+	}
+	results := []Result{{Stream: key}}
+	p.send(ctx, topic, []Event{e}, results)
+	return results[0], results[0].Err
 }
 
-// PublishBatch writes the events in one pipeline, in order within each partition, and
-// tells what became of each. It is no transaction: where the error is not nil, some may
-// have been written. Only if every event is valid anything is sent.
+// PublishBatch writes the events in pipelines, in order within each partition, and tells
+// what became of each. It is no transaction: where the error is not nil, some may have
+// been written. Only if every event is valid anything is sent.
 func (p *Publisher) PublishBatch(ctx context.Context, topic Topic, events []Event) ([]Result, error) {
+	return p.publishBatch(ctx, topic, events, func(e *Event) int { return topic.Partition(e) })
+}
+
+// PublishTo is PublishBatch to one partition, whatever the events' keys.
+func (p *Publisher) PublishTo(ctx context.Context, topic Topic, partition int, events []Event) ([]Result, error) {
+	if partition < 0 || partition >= topic.Count() {
+		return nil, fmt.Errorf("stream: %w partition %d: topic %s has %d", ErrInvalid, partition, topic.Name, topic.Count())
+	}
+	return p.publishBatch(ctx, topic, events, func(*Event) int { return partition })
+}
+
+func (p *Publisher) publishBatch(ctx context.Context, topic Topic, events []Event, partition func(*Event) int) ([]Result, error) {
 	if err := p.prepare(ctx, topic); err != nil {
 		return nil, err
 	}
 	stamped := make([]Event, len(events))
+	results := make([]Result, len(events))
+	keys := topic.StreamKeys()
 	var faults []error
-	for i, e := range events {
+	for i := range events {
+		e := &stamped[i]
+		*e = events[i]
 		e.Stamp(ctx, topic)
 		if err := e.Validate(); err != nil {
 			faults = append(faults, err)
+			continue
 		}
-		stamped[i] = e
+		results[i].Stream = keys[partition(e)]
 	}
 	if err := errors.Join(faults...); err != nil {
 		return nil, err
 	}
-	results := make([]Result, len(events))
 	for start := 0; start < len(stamped); {
-		start += p.send(ctx, topic, stamped[start:], results[start:])
+		n := chunk(stamped[start:])
+		p.send(ctx, topic, stamped[start:start+n], results[start:start+n])
+		start += n
 	}
+	return results, joinResults(topic, results)
+}
+
+// joinResults makes one error of those of single events.
+func joinResults(topic Topic, results []Result) error {
 	failed := 0
 	var first error
 	for i := range results {
@@ -102,58 +186,10 @@ func (p *Publisher) PublishBatch(ctx context.Context, topic Topic, events []Even
 			}
 		}
 	}
-	if failed > 0 {
-		return results, fmt.Errorf("stream: publish to %s: %d of %d events failed, the first: %w", topic.Name, failed, len(events), first)
+	if failed == 0 {
+		return nil
 	}
-	return results, nil
-}
-
-// The most that one pipeline carries.
-const (
-	pipelineEvents = 500
-	pipelineBytes  = 4 << 20
-)
-
-// send writes the first events in one pipeline and returns how many.
-func (p *Publisher) send(ctx context.Context, topic Topic, events []Event, results []Result) int {
-	pipe := p.rdb.Pipeline()
-	cmds := make([]redisx.ID, 0, min(len(events), pipelineEvents))
-	for i, size := 0, 0; i < len(events) && i < pipelineEvents && size < pipelineBytes; i++ {
-		cmd, key := add(ctx, topic, &events[i])
-		results[i].Stream = key
-		size += len(events[i].Data)
-		cmds = append(cmds, cmd)
-		_ = pipe.Process(ctx, cmd) // only queues
-	}
-	_, _ = pipe.Exec(ctx) // each command has its own error
-	for i, cmd := range cmds {
-		results[i] = resultOf(cmd, results[i].Stream)
-	}
-	return len(cmds)
-}
-
-// add returns the command that writes the event, and the stream that it goes to.
-func add(ctx context.Context, topic Topic, e *Event) (redisx.ID, string) {
-	key := topic.StreamKey(topic.Partition(e))
-	args := make([]any, 0, 3+2*(13+len(e.Attributes)))
-	args = append(args, "xadd", key, "*")
-	return redisx.NewID(ctx, e.AppendFields(args)...), key
-}
-
-func resultOf(cmd redisx.ID, key string) Result {
-	text, err := cmd.Result()
-	if err != nil {
-		return Result{Stream: key, Err: publishError(key, err)}
-	}
-	id, err := ParseID(text)
-	return Result{Stream: key, ID: id, Err: err}
-}
-
-func publishError(key string, err error) error {
-	if redisx.IsAmbiguous(err) {
-		return fmt.Errorf("stream: publish to %s: %w: %w", key, ErrUnknown, err)
-	}
-	return fmt.Errorf("stream: publish to %s: %w", key, err)
+	return fmt.Errorf("stream: publish to topic %s: %d of %d events failed, the first: %w", topic.Name, failed, len(results), first)
 }
 
 // prepare writes the topic into the registry, at its first use and every minute. A user
@@ -173,7 +209,7 @@ func (p *Publisher) prepare(ctx context.Context, topic Topic) error {
 		return err
 	}
 	if !known {
-		if err := CheckServer(ctx, p.rdb, p.config.AllowEviction, topic.StreamKeys()...); err != nil {
+		if err := p.checkServers(ctx, topic); err != nil {
 			return err
 		}
 	}
@@ -183,5 +219,22 @@ func (p *Publisher) prepare(ctx context.Context, topic Topic) error {
 	p.mu.Lock()
 	p.declared[topic] = time.Now()
 	p.mu.Unlock()
+	return nil
+}
+
+func (p *Publisher) checkServers(ctx context.Context, topic Topic) error {
+	if err := CheckServer(ctx, p.rdb, p.config.AllowEviction, topic.StreamKeys()...); err != nil {
+		return err
+	}
+	if !p.config.Fsync {
+		return nil
+	}
+	server, err := redisx.Probe(ctx, p.rdb, topic.StreamKey(0))
+	if err == nil && !server.AtLeast(7, 2) {
+		err = fmt.Errorf("%w: Fsync needs WAITAOF, which %s %s does not have (7.2 does)", ErrUnsupportedServer, server.Name, server.Version)
+	}
+	if err != nil {
+		return fmt.Errorf("stream: check Redis: %w", err)
+	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Topic is a named log of partitions. It is plain data: declare it once, share it
@@ -26,12 +27,19 @@ type Topic struct {
 	Stream string
 	// Source is the source of events that name none. Default: Name.
 	Source string
+	// Dedup makes publishing the same event (source and id) again within this window change
+	// nothing, so that a publish whose outcome is unknown may be repeated. Every publisher of
+	// the topic must have it. It costs Redis some 100 bytes an event for up to twice the window,
+	// and publishing a good third of its rate. Default: off; at most 24 hours. The relay needs
+	// none: it never writes an event twice.
+	Dedup time.Duration
 }
 
 const (
 	// DefaultNamespace is the namespace of topics that name none.
 	DefaultNamespace = "sk"
 	maxPartitions    = 4096
+	maxDedup         = 24 * time.Hour
 )
 
 var namePattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
@@ -58,6 +66,9 @@ func (t Topic) Validate() error {
 		if strings.ContainsAny(t.Stream, "{}") && !hasTag(t.Stream) || len(t.Stream) > 512 {
 			faults = append(faults, fmt.Errorf("stream %.140q may hold no brace, or one non-empty {tag}, in 512 bytes", t.Stream))
 		}
+	}
+	if t.Dedup < 0 || t.Dedup > maxDedup || t.Dedup > 0 && t.Dedup < time.Millisecond {
+		faults = append(faults, fmt.Errorf("dedup %s is not 1ms to %s", t.Dedup, maxDedup))
 	}
 	if len(t.Source) > maxSource {
 		faults = append(faults, fmt.Errorf("source has %d bytes, %d are allowed", len(t.Source), maxSource))

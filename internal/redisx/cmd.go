@@ -47,17 +47,22 @@ const MaxBlock = 2 * time.Second
 // BlockFor returns the BLOCK of a read through rdb: MaxBlock, or less where the
 // client's ReadTimeout would cut the read off before the server answers.
 func BlockFor(rdb redis.UniversalClient) time.Duration {
-	var timeout time.Duration
-	switch c := rdb.(type) {
-	case *redis.Client:
-		timeout = c.Options().ReadTimeout
-	case *redis.ClusterClient:
-		timeout = c.Options().ReadTimeout
-	}
+	timeout := ReadTimeout(rdb)
 	if timeout <= 0 {
 		return MaxBlock
 	}
 	return max(min(MaxBlock, timeout*2/3), time.Millisecond)
+}
+
+// ReadTimeout returns how long rdb waits for a reply; 0 or less means for ever.
+func ReadTimeout(rdb redis.UniversalClient) time.Duration {
+	switch c := rdb.(type) {
+	case *redis.Client:
+		return c.Options().ReadTimeout
+	case *redis.ClusterClient:
+		return c.Options().ReadTimeout
+	}
+	return 0
 }
 
 // PoolSize returns how many connections rdb opens to one server at the most.

@@ -94,6 +94,12 @@ func (s Server) Check(allowEviction bool) error {
 	return nil
 }
 
+// AtLeast reports whether the server has the commands of Redis major.minor, as far as
+// Valkey has them too: for what came before 8.
+func (s Server) AtLeast(major, minor int) bool {
+	return !less(parseVersion(s.Version), [3]int{major, minor, 0})
+}
+
 func parseInfo(info string) map[string]string {
 	fields := map[string]string{}
 	for line := range strings.Lines(info) {

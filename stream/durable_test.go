@@ -1,0 +1,300 @@
+package stream_test
+
+import (
+	"context"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/streamkeel/streamkeel/internal/redisx"
+	"github.com/streamkeel/streamkeel/internal/servers"
+	"github.com/streamkeel/streamkeel/internal/testenv"
+	"github.com/streamkeel/streamkeel/stream"
+)
+
+func publisher(t testing.TB, rdb redis.UniversalClient, config stream.PublisherConfig) *stream.Publisher {
+	t.Helper()
+	p, err := stream.NewPublisher(rdb, config)
+	require.NoError(t, err)
+	return p
+}
+
+func TestRepeatedPublishWithinTheWindowChangesNothing(t *testing.T) {
+	t.Parallel()
+	rdb := testenv.Redis(t)
+	topic := topicOf(t, 2)
+	topic.Dedup = time.Minute
+	p := publisher(t, rdb, stream.PublisherConfig{})
+	events := make([]stream.Event, 350)
+	for i := range events {
+		events[i] = orderPlaced.Event(strconv.Itoa(i), order{Cents: int64(i)})
+	}
+	first, err := p.PublishBatch(t.Context(), topic, events)
+	require.NoError(t, err)
+	again, err := p.PublishBatch(t.Context(), topic, events)
+	require.NoError(t, err)
+	for i := range first {
+		require.False(t, first[i].Duplicate)
+		require.True(t, again[i].Duplicate)
+		require.Equal(t, first[i].ID, again[i].ID, "a duplicate has the place of the first")
+		require.Equal(t, first[i].Stream, again[i].Stream)
+	}
+	one, err := p.Publish(t.Context(), topic, events[7])
+	require.NoError(t, err)
+	require.True(t, one.Duplicate)
+	other := events[7]
+	other.Source = "another"
+	one, err = p.Publish(t.Context(), topic, other)
+	require.NoError(t, err)
+	require.False(t, one.Duplicate, "events are the same if source and id are")
+	readAll(t, rdb, topic, len(events)+1)
+}
+
+func TestIdsAreForgottenAfterTheWindowAndNotBefore(t *testing.T) {
+	t.Parallel()
+	rdb := testenv.Redis(t)
+	topic := topicOf(t, 1)
+	topic.Dedup = 400 * time.Millisecond
+	p := publisher(t, rdb, stream.PublisherConfig{})
+	e := orderPlaced.Event("k", order{})
+	began := time.Now()
+	_, err := p.Publish(t.Context(), topic, e)
+	require.NoError(t, err)
+	// Others go on publishing, so that the hashes change places as they do in production.
+	require.Eventually(t, func() bool {
+		_, err := p.Publish(t.Context(), topic, orderPlaced.Event("k", order{}))
+		require.NoError(t, err)
+		sent := time.Now()
+		again, err := p.Publish(t.Context(), topic, e)
+		require.NoError(t, err)
+		if sent.Sub(began) < topic.Dedup {
+			require.True(t, again.Duplicate, "forgotten after %s", sent.Sub(began))
+		}
+		return !again.Duplicate
+	}, 10*time.Second, 10*time.Millisecond, "never forgotten")
+	key := topic.StreamKey(0)
+	for _, group := range []string{"", "0", "1"} {
+		ttl, err := rdb.PTTL(t.Context(), stream.KeyDedup.Key(key, group)).Result()
+		require.NoError(t, err)
+		require.NotEqual(t, time.Duration(-1), ttl, "a topic that falls silent leaves nothing behind")
+	}
+}
+
+// The promise of Dedup: after an unknown outcome the same event may be published again.
+func TestUnknownOutcomesAreSafeToRepeatWithDedup(t *testing.T) {
+	t.Parallel()
+	server := testenv.PrivateRedis(t, servers.RedisConfig{})
+	rdb := testenv.RedisClient(t, server.URL(), func(o *redis.Options) { o.ReadTimeout = 100 * time.Millisecond })
+	topic := topicOf(t, 1)
+	topic.Dedup = time.Minute
+	p := publisher(t, rdb, stream.PublisherConfig{})
+	_, err := p.Publish(t.Context(), topic, orderPlaced.Event("k", order{}))
+	require.NoError(t, err)
+	events := []stream.Event{orderPlaced.Event("k", order{}), orderPlaced.Event("k", order{})}
+	require.NoError(t, server.Pause())
+	_, err = p.PublishBatch(t.Context(), topic, events)
+	require.ErrorIs(t, err, stream.ErrUnknown)
+	require.NoError(t, server.Resume())
+	require.Eventually(t, func() bool {
+		_, err = p.PublishBatch(t.Context(), topic, events)
+		return err == nil
+	}, 10*time.Second, 10*time.Millisecond)
+	readAll(t, rdb, topic, 3)
+}
+
+func TestFullPartitionsAreRefused(t *testing.T) {
+	t.Parallel()
+	rdb, topic := testenv.Redis(t), topicOf(t, 2)
+	p := publisher(t, rdb, stream.PublisherConfig{MaxLen: 3, Reject: true})
+	for range 3 {
+		_, err := p.PublishTo(t.Context(), topic, 0, []stream.Event{orderPlaced.Event("k", order{})})
+		require.NoError(t, err)
+	}
+	results, err := p.PublishTo(t.Context(), topic, 0, []stream.Event{orderPlaced.Event("k", order{})})
+	require.ErrorIs(t, err, stream.ErrBackpressure)
+	require.ErrorIs(t, results[0].Err, stream.ErrBackpressure)
+	_, err = p.PublishTo(t.Context(), topic, 1, []stream.Event{orderPlaced.Event("k", order{})})
+	require.NoError(t, err, "the other partition has room")
+	require.EqualValues(t, 3, rdb.XLen(t.Context(), topic.StreamKey(0)).Val())
+	_, err = p.PublishTo(t.Context(), topic, 2, nil)
+	require.ErrorIs(t, err, stream.ErrInvalid)
+	require.NoError(t, rdb.Set(t.Context(), topic.StreamKey(1)+"x", "", 0).Err())
+	wrong := topic
+	wrong.Partitions, wrong.Name, wrong.Stream = 1, "wrong", topic.StreamKey(1)+"x"
+	_, err = p.Publish(t.Context(), wrong, orderPlaced.Event("k", order{}))
+	require.True(t, redisx.IsWrongType(err))
+}
+
+func TestReplicasAndDisksConfirmOrTheOutcomeSaysSo(t *testing.T) {
+	t.Parallel()
+	primary := testenv.PrivateRedis(t, servers.RedisConfig{AppendOnly: true})
+	replica := testenv.PrivateRedis(t, servers.RedisConfig{ReplicaOf: primary.Addr(), AppendOnly: true})
+	rdb := testenv.RedisClient(t, primary.URL())
+	topic := topicOf(t, 1)
+	require.Eventually(t, func() bool { return rdb.Wait(t.Context(), 1, 100*time.Millisecond).Val() == 1 }, 20*time.Second, 10*time.Millisecond)
+	server, err := redisx.Probe(t.Context(), rdb, "")
+	require.NoError(t, err)
+	configs := []stream.PublisherConfig{{Replicas: 1}}
+	if server.AtLeast(7, 2) {
+		configs = append(configs, stream.PublisherConfig{Replicas: 1, Fsync: true}, stream.PublisherConfig{Fsync: true})
+	} else {
+		_, err := publisher(t, rdb, stream.PublisherConfig{Fsync: true}).Publish(t.Context(), topic, orderPlaced.Event("k", order{}))
+		require.ErrorIs(t, err, stream.ErrUnsupportedServer)
+	}
+	for _, config := range configs {
+		config.DurableTimeout = 2 * time.Second
+		_, err := publisher(t, rdb, config).Publish(t.Context(), topic, orderPlaced.Event("k", order{}))
+		require.NoError(t, err)
+		_, err = publisher(t, rdb, config).PublishBatch(t.Context(), topic, []stream.Event{orderPlaced.Event("k", order{}), orderPlaced.Event("j", order{})})
+		require.NoError(t, err)
+	}
+	require.NoError(t, replica.Pause())
+	t.Cleanup(func() { _ = replica.Resume() })
+	for _, config := range configs {
+		if config.Replicas == 0 {
+			continue
+		}
+		config.DurableTimeout = 50 * time.Millisecond
+		length := rdb.XLen(t.Context(), topic.StreamKey(0)).Val()
+		result, err := publisher(t, rdb, config).Publish(t.Context(), topic, orderPlaced.Event("k", order{}))
+		require.ErrorIs(t, err, stream.ErrNotDurable)
+		require.NotZero(t, result.ID, "it is written all the same")
+		require.Equal(t, length+1, rdb.XLen(t.Context(), topic.StreamKey(0)).Val())
+	}
+}
+
+func TestClusterConfirmsAndDedupsOnEachNode(t *testing.T) {
+	t.Parallel()
+	rdb := clusterClient(t)
+	topic := topicOf(t, 6)
+	topic.Dedup = time.Minute
+	events := make([]stream.Event, 200)
+	for i := range events {
+		events[i] = orderPlaced.Event(strconv.Itoa(i), order{})
+	}
+	p := publisher(t, rdb, stream.PublisherConfig{Replicas: 1, DurableTimeout: 20 * time.Millisecond})
+	results, err := p.PublishBatch(t.Context(), topic, events)
+	require.ErrorIs(t, err, stream.ErrNotDurable, "no node has a replica")
+	for _, r := range results {
+		require.NotZero(t, r.ID)
+	}
+	results, err = publisher(t, rdb, stream.PublisherConfig{MaxLen: 1000, Reject: true}).PublishBatch(t.Context(), topic, events)
+	require.NoError(t, err)
+	for _, r := range results {
+		require.True(t, r.Duplicate)
+	}
+}
+
+func TestPublisherConfigsAreValidatedWhole(t *testing.T) {
+	t.Parallel()
+	rdb := testenv.Redis(t)
+	_, err := stream.NewPublisher(rdb, stream.PublisherConfig{Replicas: -1, DurableTimeout: -1, MaxLen: 5})
+	for _, part := range []string{"Replicas -1", "DurableTimeout -1ns", "MaxLen and Reject"} {
+		require.ErrorContains(t, err, part)
+	}
+	_, err = stream.NewPublisher(rdb, stream.PublisherConfig{Replicas: 1, DurableTimeout: time.Minute})
+	require.ErrorContains(t, err, "below the client's ReadTimeout")
+	_, err = stream.NewPublisher(nil, stream.PublisherConfig{})
+	require.ErrorIs(t, err, stream.ErrInvalid)
+	_, err = stream.NewBatcher(nil, stream.BatcherConfig{MaxEvents: -1, Linger: time.Second})
+	for _, part := range []string{"publisher is nil", "MaxEvents -1", "Linger 1s"} {
+		require.ErrorContains(t, err, part)
+	}
+}
+
+func TestBatcherCarriesEventsOfManyGoroutinesTogether(t *testing.T) {
+	t.Parallel()
+	rdb, topic := testenv.Redis(t), topicOf(t, 4)
+	var pipelines pipelineCounter
+	rdb.AddHook(&pipelines)
+	b, err := stream.NewBatcher(publisher(t, rdb, stream.PublisherConfig{}), stream.BatcherConfig{MaxEvents: 16})
+	require.NoError(t, err)
+	const goroutines, each = 64, 30
+	var wg sync.WaitGroup
+	for g := range goroutines {
+		wg.Go(func() {
+			for i := range each {
+				e := orderPlaced.Event("g"+strconv.Itoa(g), order{Cents: int64(i)})
+				if g == 0 && i == 5 {
+					e.Type = ""
+				}
+				result, err := b.Publish(t.Context(), topic, e)
+				if e.Type == "" {
+					assert.ErrorIs(t, err, stream.ErrInvalid, "an invalid event fails alone")
+					continue
+				}
+				assert.NoError(t, err)
+				assert.NotZero(t, result.ID)
+			}
+		})
+	}
+	wg.Wait()
+	last := map[string]int64{}
+	for _, entry := range readAll(t, rdb, topic, goroutines*each-1) {
+		o, err := orderPlaced.Decode(entry.Event)
+		require.NoError(t, err)
+		before, seen := last[entry.Event.Key]
+		require.True(t, !seen || o.Cents > before, "a goroutine's events are out of order")
+		last[entry.Event.Key] = o.Cents
+	}
+	require.Less(t, pipelines.count(), goroutines*each/3, "events were not carried together")
+}
+
+func TestBatcherTellsEachCallerItsOutcome(t *testing.T) {
+	t.Parallel()
+	server := testenv.PrivateRedis(t, servers.RedisConfig{})
+	rdb := testenv.RedisClient(t, server.URL(), func(o *redis.Options) { o.ReadTimeout = 300 * time.Millisecond })
+	topic := topicOf(t, 1)
+	b, err := stream.NewBatcher(publisher(t, rdb, stream.PublisherConfig{}), stream.BatcherConfig{})
+	require.NoError(t, err)
+	_, err = b.Publish(t.Context(), topic, orderPlaced.Event("k", order{}))
+	require.NoError(t, err)
+	require.NoError(t, server.Pause())
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			ctx := t.Context()
+			if i%2 == 1 {
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(ctx, 50*time.Millisecond)
+				defer cancel()
+			}
+			_, err := b.Publish(ctx, topic, orderPlaced.Event("k", order{}))
+			assert.ErrorIs(t, err, stream.ErrUnknown)
+		})
+	}
+	wg.Wait()
+	require.NoError(t, server.Resume())
+	require.Eventually(t, func() bool {
+		_, err := b.Publish(t.Context(), topic, orderPlaced.Event("k", order{}))
+		return err == nil
+	}, 10*time.Second, 10*time.Millisecond)
+}
+
+// pipelineCounter counts the pipelines that a client sends.
+type pipelineCounter struct {
+	mu sync.Mutex
+	n  int
+}
+
+func (c *pipelineCounter) count() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.n
+}
+
+func (c *pipelineCounter) DialHook(next redis.DialHook) redis.DialHook          { return next }
+func (c *pipelineCounter) ProcessHook(next redis.ProcessHook) redis.ProcessHook { return next }
+func (c *pipelineCounter) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		c.mu.Lock()
+		c.n++
+		c.mu.Unlock()
+		return next(ctx, cmds)
+	}
+}

@@ -1,7 +1,6 @@
 package stream_test
 
 import (
-	"context"
 	"strings"
 	"testing"
 	"time"
@@ -215,35 +214,4 @@ func TestClusterIsPublishedToAndReadFrom(t *testing.T) {
 	_, err = p.PublishBatch(t.Context(), topic, events)
 	require.NoError(t, err)
 	require.Len(t, readAll(t, rdb, topic, 300), 300)
-}
-
-func TestReaderGoesOnFromWhereItIsTold(t *testing.T) {
-	t.Parallel()
-	rdb, topic := testenv.Redis(t), topicOf(t, 1)
-	p, err := stream.NewPublisher(rdb, stream.PublisherConfig{})
-	require.NoError(t, err)
-	var ids []stream.ID
-	for range 10 {
-		r, err := p.Publish(t.Context(), topic, orderPlaced.Event("k", order{}))
-		require.NoError(t, err)
-		ids = append(ids, r.ID)
-	}
-	key := topic.StreamKey(0)
-	r, err := stream.NewReader(rdb, stream.ReaderConfig{Topic: topic, From: map[string]stream.ID{key: ids[6]}})
-	require.NoError(t, err)
-	entries, err := r.Read(t.Context())
-	require.NoError(t, err)
-	require.Len(t, entries, 3)
-	require.Equal(t, ids[9], r.Position(key))
-	r.Seek(key, ids[8])
-	entries, err = r.Read(t.Context())
-	require.NoError(t, err)
-	require.Len(t, entries, 1)
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	_, err = r.Read(ctx)
-	require.ErrorIs(t, err, context.Canceled)
-	_, err = stream.NewReader(nil, stream.ReaderConfig{Count: -1})
-	require.ErrorIs(t, err, stream.ErrInvalid)
-	require.ErrorContains(t, err, "Count -1")
 }

@@ -34,6 +34,8 @@ type UpkeepConfig struct {
 	Logger *slog.Logger
 	// Observer is told what was reclaimed. Default: nobody.
 	Observer Observer
+	// OnTrim is told what became of each partition when its turn came. Default: nobody.
+	OnTrim func(ctx context.Context, topic stream.Topic, report retention.Report)
 }
 
 // Upkeep looks after groups: it moves due retries, takes over what silent consumers left,
@@ -243,9 +245,29 @@ func (u *Upkeep) trim(ctx context.Context) {
 			continue
 		}
 		for _, key := range t.Topic.StreamKeys() {
-			if _, err := retention.Trim(ctx, u.rdb, key, groups, u.cfg.Retention, false); err != nil {
+			report, err := retention.Trim(ctx, u.rdb, key, groups, u.cfg.Retention, false)
+			if err != nil {
 				u.failed(ctx, "partition not trimmed", key, err)
+				continue
 			}
+			u.trimmed(ctx, t.Topic, report)
 		}
+	}
+}
+
+// trimmed tells of a trim what a person should know.
+func (u *Upkeep) trimmed(ctx context.Context, topic stream.Topic, r retention.Report) {
+	for group, loss := range r.Losses {
+		u.log.Warn(ctx, "entries were discarded by age before the group finished them", r.Stream,
+			"group", group, "unread", loss.Unread, "pending", loss.Pending)
+	}
+	for group, id := range r.Stale {
+		u.log.Warn(ctx, "group is stale and holds the stream", r.Stream, "group", group, "unfinished", id.String())
+	}
+	if r.Held == retention.HeldNoGroup || r.Held == retention.HeldMissing {
+		u.log.Warn(ctx, "stream is not trimmed", r.Stream, "why", string(r.Held), "group", r.Group)
+	}
+	if u.cfg.OnTrim != nil {
+		u.cfg.OnTrim(ctx, topic, r)
 	}
 }

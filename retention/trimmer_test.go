@@ -1,6 +1,8 @@
 package retention_test
 
 import (
+	"context"
+	"errors"
 	"strconv"
 	"testing"
 	"time"
@@ -128,7 +130,7 @@ func TestYoungEntriesStay(t *testing.T) {
 	report := f.trim(t, exact, false, "a")
 	require.EqualValues(t, 10, report.Trimmed)
 	require.EqualValues(t, 1, report.Left)
-	require.Equal(t, retention.HeldByAge, report.Held)
+	require.Equal(t, retention.HeldByPolicy, report.Held)
 	report = f.trim(t, retention.Policy{Exact: true, Keep: time.Nanosecond}, false, "a")
 	require.LessOrEqual(t, report.Left, int64(1))
 }
@@ -157,4 +159,158 @@ func TestWrongTypeAndBadPolicyAreErrors(t *testing.T) {
 	require.ErrorContains(t, err, "WRONGTYPE")
 	_, err = retention.Trim(t.Context(), f.rdb, f.key, nil, retention.Policy{Keep: -1}, false)
 	require.ErrorContains(t, err, "Keep -1ns is negative")
+}
+
+// add adds entries with the given IDs.
+func (f *fixture) add(t testing.TB, ids ...string) {
+	t.Helper()
+	pipe := f.rdb.Pipeline()
+	for _, id := range ids {
+		pipe.XAdd(t.Context(), &redis.XAddArgs{Stream: f.key, ID: id, Values: []string{"id", id, "type", "t", "data", "0123456789"}})
+	}
+	_, err := pipe.Exec(t.Context())
+	require.NoError(t, err)
+}
+
+func TestLengthAndBytesLetYoungerEntriesGoButNotUnfinishedOnes(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	now := time.Now().UnixMilli()
+	var ids []string
+	for i := range 1600 {
+		ids = append(ids, strconv.FormatInt(now, 10)+"-"+strconv.Itoa(i))
+	}
+	f.add(t, ids...)
+	f.group(t, "a", 1610)
+	report := f.trim(t, retention.Policy{}, false)
+	require.LessOrEqual(t, report.Trimmed, int64(10), "young entries stay without a limit")
+	report = f.trim(t, retention.Policy{MaxLen: 100}, false)
+	require.EqualValues(t, 100, report.Left)
+	require.Equal(t, ids[1500], f.first(t))
+	require.Equal(t, retention.HeldByPolicy, report.Held)
+
+	bytes := f.rdb.MemoryUsage(t.Context(), f.key).Val()
+	report = f.trim(t, retention.Policy{MaxBytes: bytes / 2}, false)
+	require.InDelta(t, 50, report.Left, 25)
+	require.NoError(t, f.rdb.XGroupCreate(t.Context(), f.key, "late", ids[1595]).Err())
+	report = f.trim(t, retention.Policy{MaxLen: 1}, false, "a", "late")
+	require.EqualValues(t, 4, report.Left, "what late has not read stays")
+	require.Equal(t, "late", report.Group)
+}
+
+func TestAgeBeatsAckCountsAndListsWhatItDiscards(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	young := strconv.FormatInt(time.Now().UnixMilli(), 10) + "-1"
+	f.add(t, young)
+	f.group(t, "done", 11)
+	f.group(t, "holds", 10, 2, 5)
+	f.group(t, "behind", 7)
+	policy := retention.Policy{AgeBeatsAck: 2 * time.Hour}
+	dry := f.trim(t, policy, true, "absent")
+	require.EqualValues(t, 11, dry.Left)
+	require.Equal(t, retention.Loss{Unread: 10}, dry.Losses["absent"], "a group that is registered has read nothing")
+	report := f.trim(t, policy, false)
+	require.EqualValues(t, 10, report.Trimmed)
+	require.Equal(t, young, f.first(t))
+	require.Equal(t, map[string]retention.Loss{"holds": {Pending: 2}, "behind": {Unread: 3}}, report.Losses)
+	var listed []string
+	for _, id := range report.Discarded {
+		listed = append(listed, id.String())
+	}
+	require.Equal(t, []string{id(2), id(5), id(8), id(9), id(10)}, listed)
+	require.EqualValues(t, 2, f.rdb.XPending(t.Context(), f.key, "holds").Val().Count, "what was pending stays in the list, for a letter")
+	report = f.trim(t, policy, false)
+	require.Empty(t, report.Losses, "nothing is counted twice")
+}
+
+func TestManyDiscardedEntriesAreAllCounted(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	var ids []string
+	for i := range 2500 {
+		ids = append(ids, id(i+11))
+	}
+	f.add(t, ids...)
+	f.group(t, "behind", 10)
+	report := f.trim(t, retention.Policy{AgeBeatsAck: 2 * time.Hour}, false)
+	require.EqualValues(t, 2510, report.Trimmed)
+	require.Equal(t, map[string]retention.Loss{"behind": {Unread: 2500}}, report.Losses)
+	require.Len(t, report.Discarded, 1000, "the list is bounded")
+}
+
+func TestStaleGroupsAreReported(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.group(t, "done", 10)
+	f.group(t, "holds", 10, 4)
+	f.group(t, "behind", 7)
+	report := f.trim(t, retention.Policy{}, true)
+	require.Len(t, report.Stale, 2)
+	require.Equal(t, id(4), report.Stale["holds"].String())
+	require.Equal(t, id(8), report.Stale["behind"].String())
+	report = f.trim(t, retention.Policy{StaleAfter: 100 * 365 * 24 * time.Hour}, true)
+	require.Empty(t, report.Stale)
+}
+
+// memory is an Archive in memory that may refuse.
+type memory struct {
+	entries []stream.Entry
+	refuse  error
+}
+
+func (m *memory) Append(_ context.Context, _ string, entries []stream.Entry) error {
+	if m.refuse != nil {
+		return m.refuse
+	}
+	for _, en := range entries {
+		if n := len(m.entries); n == 0 || en.ID.Compare(m.entries[n-1].ID) > 0 {
+			m.entries = append(m.entries, en)
+		}
+	}
+	return nil
+}
+
+func (m *memory) Read(_ context.Context, _ string, after stream.ID, limit int) ([]stream.Entry, error) {
+	var found []stream.Entry
+	for _, en := range m.entries {
+		if en.ID.Compare(after) > 0 && len(found) < limit {
+			found = append(found, en)
+		}
+	}
+	return found, nil
+}
+
+func TestNothingIsTrimmedThatTheArchiveDoesNotHave(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	var ids []string
+	for i := range 1300 {
+		ids = append(ids, id(i+11))
+	}
+	f.add(t, ids...)
+	f.group(t, "a", 1310, 1250)
+	archive := &memory{refuse: errors.New("disk full")}
+	_, err := retention.Trim(t.Context(), f.rdb, f.key, nil, retention.Policy{Archive: archive}, false)
+	require.ErrorContains(t, err, "disk full")
+	require.EqualValues(t, 1310, f.rdb.XLen(t.Context(), f.key).Val())
+	archive.refuse = nil
+	report := f.trim(t, retention.Policy{Archive: archive}, false)
+	require.EqualValues(t, 1249, report.Archived)
+	require.EqualValues(t, 1249, report.Trimmed)
+	require.Equal(t, id(1250), f.first(t))
+	require.Len(t, archive.entries, 1249)
+	require.Equal(t, retention.HeldByGroup, report.Held)
+	report = f.trim(t, retention.Policy{Archive: archive}, false)
+	require.Zero(t, report.Archived)
+}
+
+func TestPoliciesAreValidatedWhole(t *testing.T) {
+	t.Parallel()
+	require.ErrorContains(t, retention.Policy{AgeBeatsAck: time.Minute}.Validate(), "AgeBeatsAck 1m0s must be at least Keep 1h0m0s")
+	err := retention.Policy{Keep: -1, MaxLen: -1, MaxBytes: -1, AgeBeatsAck: -1, StaleAfter: -1}.Validate()
+	for _, part := range []string{"Keep -1ns", "MaxLen -1", "MaxBytes -1", "StaleAfter -1ns", "AgeBeatsAck -1ns"} {
+		require.ErrorContains(t, err, part)
+	}
+	require.ErrorContains(t, retention.Policy{KeepAll: true, MaxLen: 1}.Validate(), "KeepAll excludes")
 }

@@ -86,6 +86,24 @@ type Entry struct {
 	raw []byte // the RESP array of the entry's fields
 }
 
+// NewEntry makes an entry of fields, name after value, as they stand in a stream: for
+// archives and tests. Entry.Err tells where they are no event.
+func NewEntry(streamKey string, id ID, fields []string) (Entry, error) {
+	if len(fields)%2 != 0 {
+		return Entry{}, fmt.Errorf("stream: %w entry %s: %d names and values", ErrInvalid, id, len(fields))
+	}
+	raw := fmt.Appendf(nil, "*%d\r\n", len(fields))
+	for _, f := range fields {
+		raw = fmt.Appendf(raw, "$%d\r\n%s\r\n", len(f), f)
+	}
+	en := Entry{Stream: streamKey, ID: id, raw: raw}
+	r := redisx.NewReply(raw)
+	if _, err := r.Array(); err != nil {
+		return Entry{}, err
+	}
+	return en, en.decode(&r, len(fields)/2)
+}
+
 // Fields returns the entry's fields as they stand in the stream, in order, repeated
 // ones too, and whatever some other program wrote.
 func (en *Entry) Fields() iter.Seq2[string, string] {

@@ -1,11 +1,16 @@
 package stream_test
 
 import (
+	"errors"
+	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/streamkeel/streamkeel/internal/servers"
@@ -168,6 +173,85 @@ func TestStalledServerGetsEachEventOnce(t *testing.T) {
 	for _, entry := range readAll(t, rdb, topic, 4) {
 		require.False(t, seen[entry.Event.ID], "an event was written twice")
 		seen[entry.Event.ID] = true
+	}
+}
+
+// 100 publishes while servers stall, one by one and in pipelines, through a Client and a
+// ClusterClient: whatever the callers were told, no event is there twice.
+func TestAHundredPublishesToStallingServersLeaveAtMostOneEntryEach(t *testing.T) {
+	t.Parallel()
+	single := testenv.PrivateRedis(t, servers.RedisConfig{})
+	cluster := testenv.Cluster(t)
+	options := redis.ClusterOptions{Addrs: cluster.Addrs(), ReadTimeout: 50 * time.Millisecond, WriteTimeout: 50 * time.Millisecond}
+	clusterRDB := redis.NewClusterClient(&options)
+	t.Cleanup(func() { _ = clusterRDB.Close() })
+	for name, c := range map[string]struct {
+		rdb   redis.UniversalClient
+		nodes []*servers.Redis
+	}{
+		"client":  {testenv.RedisClient(t, single.URL(), func(o *redis.Options) { o.ReadTimeout = 50 * time.Millisecond }), []*servers.Redis{single}},
+		"cluster": {clusterRDB, cluster.Nodes()},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			topic := topicOf(t, 4)
+			p := publisher(t, c.rdb, stream.PublisherConfig{})
+			_, err := p.Publish(t.Context(), topic, orderPlaced.Event("k", order{}))
+			require.NoError(t, err)
+			stop := make(chan struct{})
+			var stalling sync.WaitGroup
+			stalling.Go(func() { // stall for twice the timeout, over and over
+				for {
+					for _, node := range c.nodes {
+						assert.NoError(t, node.Pause())
+					}
+					select {
+					case <-time.After(120 * time.Millisecond):
+					case <-t.Context().Done():
+					}
+					for _, node := range c.nodes {
+						assert.NoError(t, node.Resume())
+					}
+					select {
+					case <-stop:
+						return
+					case <-time.After(30 * time.Millisecond):
+					}
+				}
+			})
+			var publishing sync.WaitGroup
+			var unknown atomic.Int32
+			for i := range 10 {
+				publishing.Go(func() {
+					for k := range 5 {
+						_, err := p.Publish(t.Context(), topic, orderPlaced.Event(strconv.Itoa(i*k), order{}))
+						batch := make([]stream.Event, 5)
+						for b := range batch {
+							batch[b] = orderPlaced.Event(strconv.Itoa(i*k+b), order{})
+						}
+						_, batchErr := p.PublishBatch(t.Context(), topic, batch)
+						if errors.Is(err, stream.ErrUnknown) || errors.Is(batchErr, stream.ErrUnknown) {
+							unknown.Add(1)
+						}
+					}
+				})
+			}
+			publishing.Wait()
+			close(stop)
+			stalling.Wait()
+			require.Positive(t, unknown.Load(), "no server stalled in the way of a publish")
+			seen := map[string]bool{}
+			require.Eventually(t, func() bool { return c.rdb.Ping(t.Context()).Err() == nil }, 20*time.Second, 10*time.Millisecond)
+			for _, key := range topic.StreamKeys() {
+				entries, err := c.rdb.XRange(t.Context(), key, "-", "+").Result()
+				require.NoError(t, err)
+				for _, en := range entries {
+					id, _ := en.Values["id"].(string)
+					require.False(t, seen[id], "event %s is there twice", id)
+					seen[id] = true
+				}
+			}
+		})
 	}
 }
 

@@ -7,8 +7,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/streamkeel/streamkeel/internal/archivetest"
 	"github.com/streamkeel/streamkeel/archive/filearchive"
+	"github.com/streamkeel/streamkeel/internal/archivetest"
 	"github.com/streamkeel/streamkeel/internal/testenv"
 	"github.com/streamkeel/streamkeel/stream"
 )

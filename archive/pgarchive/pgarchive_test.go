@@ -5,8 +5,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/streamkeel/streamkeel/internal/archivetest"
 	"github.com/streamkeel/streamkeel/archive/pgarchive"
+	"github.com/streamkeel/streamkeel/internal/archivetest"
 	"github.com/streamkeel/streamkeel/internal/testenv"
 	"github.com/streamkeel/streamkeel/stream"
 )

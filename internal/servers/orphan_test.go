@@ -21,13 +21,15 @@ import (
 const helperVar = "STREAMKEEL_TEST_SERVERS_HELPER"
 
 func TestServersEndWithTheProcessThatStartedThem(t *testing.T) {
+	t.Parallel()
 	_, err := servers.FindPostgres()
 	testenv.RequireInstalled(t, err)
 	for _, way := range []string{"killed", "exit", "panic"} {
 		t.Run(way, func(t *testing.T) {
-			temp := useTempDir(t)
+			t.Parallel()
+			temp := openDir(t)
 			helper := exec.Command(os.Args[0], "-test.run=^TestHelperProcess$")
-			helper.Env = append(os.Environ(), helperVar+"="+way)
+			helper.Env = append(os.Environ(), helperVar+"="+way, "TMPDIR="+temp)
 			stdout, err := helper.StdoutPipe()
 			require.NoError(t, err)
 			require.NoError(t, helper.Start())

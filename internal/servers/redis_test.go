@@ -215,11 +215,18 @@ func client(t *testing.T, server *servers.Redis, edit ...func(*redis.Options)) *
 // useTempDir makes servers put their folders into a new, empty one.
 func useTempDir(t *testing.T) string {
 	t.Helper()
+	dir := openDir(t)
+	t.Setenv("TMPDIR", dir)
+	return dir
+}
+
+// openDir makes a folder that Postgres, where it does not run as this user, can reach too.
+func openDir(t *testing.T) string {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "servers-test-")
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
-	require.NoError(t, os.Chmod(dir, 0o755)) // Postgres, where it is not this user, must reach it
-	t.Setenv("TMPDIR", dir)
+	require.NoError(t, os.Chmod(dir, 0o755))
 	return dir
 }
 

@@ -133,7 +133,7 @@ func withDatabase(serverURL, name string) (string, error) {
 		return "", err
 	}
 	if u.Scheme == "" {
-		return "", errors.New("the address of Postgres must be a URL, postgres://...")
+		return "", errors.New("the address of Postgres must be a URL (postgres://)")
 	}
 	u.Path = "/" + name
 	return u.String(), nil

@@ -3,21 +3,6 @@
 -- The outbox: events are rows, written in the transaction that they tell of; a relay moves them to Redis
 -- Streams in order. docs/wire.md is the contract for programs that write rows with plain SQL.
 
--- Topics, as they were first declared. The relay writes them into Redis, and again when Redis lost them.
-CREATE TABLE streamkeel.topic (
-	namespace   text        NOT NULL DEFAULT 'sk',
-	name        text        NOT NULL,
-	partitions  integer     NOT NULL DEFAULT 1,
-	stream_key  text, -- an existing stream as the one partition; NULL for <namespace>:<name>.<partition>
-	declared_at timestamptz NOT NULL DEFAULT now(),
-	PRIMARY KEY (namespace, name),
-	CONSTRAINT topic_namespace CHECK (namespace ~ '^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$'),
-	CONSTRAINT topic_name CHECK (name ~ '^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$'),
-	CONSTRAINT topic_partitions CHECK (partitions BETWEEN 1 AND 4096),
-	CONSTRAINT topic_stream_key CHECK (stream_key IS NULL OR partitions = 1
-		AND octet_length(stream_key) BETWEEN 1 AND 512 AND stream_key ~ '^[^{}]*([{][^{}]+[}][^{}]*)?$')
-);
-
 -- The first four bytes of the SHA-256 of a text, big endian.
 CREATE FUNCTION streamkeel.hash32(value text) RETURNS bigint
 	LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
@@ -29,15 +14,29 @@ CREATE FUNCTION streamkeel.partition_of(key text, partitions integer) RETURNS in
 	AS $$ SELECT (streamkeel.hash32(key) % partitions)::integer $$;
 
 -- How many shards the relays share; relay_lease has a row for each. To have more, change both before the
--- first event is published, and never after.
+-- first topic is declared, and never after.
 CREATE FUNCTION streamkeel.outbox_shards() RETURNS integer
 	LANGUAGE sql IMMUTABLE PARALLEL SAFE
 	AS $$ SELECT 8 $$;
 
--- The shard of a partition. The partitions of a topic go round the shards, from one that its name decides.
-CREATE FUNCTION streamkeel.outbox_shard(namespace text, topic text, partition integer) RETURNS smallint
-	LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
-	AS $$ SELECT ((streamkeel.hash32(namespace || '/' || topic) + partition) % streamkeel.outbox_shards())::smallint $$;
+-- Topics, as they were first declared. The relay writes them into Redis, and again when Redis lost them.
+CREATE TABLE streamkeel.topic (
+	namespace   text        NOT NULL DEFAULT 'sk',
+	name        text        NOT NULL,
+	partitions  integer     NOT NULL DEFAULT 1,
+	stream_key  text, -- an existing stream as the one partition; NULL for <namespace>:<name>.<partition>
+	-- The partitions of a topic go round the shards, from one that its name decides: partition p is in shard
+	-- (first_shard + p) % outbox_shards().
+	first_shard smallint    NOT NULL GENERATED ALWAYS AS
+		((streamkeel.hash32(namespace || '/' || name) % streamkeel.outbox_shards())::smallint) STORED,
+	declared_at timestamptz NOT NULL DEFAULT now(),
+	PRIMARY KEY (namespace, name),
+	CONSTRAINT topic_namespace CHECK (namespace ~ '^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$'),
+	CONSTRAINT topic_name CHECK (name ~ '^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$'),
+	CONSTRAINT topic_partitions CHECK (partitions BETWEEN 1 AND 4096),
+	CONSTRAINT topic_stream_key CHECK (stream_key IS NULL OR partitions = 1
+		AND octet_length(stream_key) BETWEEN 1 AND 512 AND stream_key ~ '^[^{}]*([{][^{}]+[}][^{}]*)?$')
+);
 
 -- A UUIDv7 as text: the id of events whose writer names none.
 CREATE FUNCTION streamkeel.new_event_id() RETURNS text
@@ -49,6 +48,7 @@ CREATE FUNCTION streamkeel.new_event_id() RETURNS text
 	$$;
 
 -- Attributes are an object of at most 32 strings, with names of [a-z0-9]{1,20}.
+-- +goose StatementBegin
 CREATE FUNCTION streamkeel.valid_attributes(attributes jsonb) RETURNS boolean
 	LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
 	AS $$
@@ -61,6 +61,18 @@ CREATE FUNCTION streamkeel.valid_attributes(attributes jsonb) RETURNS boolean
 		RETURN false;
 	END
 	$$;
+-- +goose StatementEnd
+
+-- The bounds of an event's fields, as package stream has them. They are domains because a CHECK constraint is
+-- parsed anew for every INSERT, which cost a third of it.
+CREATE DOMAIN streamkeel.event_shard AS smallint CHECK (VALUE >= 0 AND VALUE < streamkeel.outbox_shards());
+CREATE DOMAIN streamkeel.event_partition AS integer CHECK (VALUE BETWEEN 0 AND 4095);
+CREATE DOMAIN streamkeel.event_name AS text CHECK (octet_length(VALUE) BETWEEN 1 AND 200);
+CREATE DOMAIN streamkeel.event_source AS text CHECK (octet_length(VALUE) <= 300);
+CREATE DOMAIN streamkeel.event_key AS text CHECK (octet_length(VALUE) <= 1024);
+CREATE DOMAIN streamkeel.event_time AS timestamptz CHECK (VALUE >= '0001-01-01 00:00:00+00' AND VALUE < '10000-01-01 00:00:00+00');
+CREATE DOMAIN streamkeel.event_attributes AS jsonb CHECK (streamkeel.valid_attributes(VALUE));
+CREATE DOMAIN streamkeel.event_data AS bytea CHECK (octet_length(VALUE) <= 1048576);
 
 -- Ids are drawn one by one: CACHE must stay 1, or a session would draw small ids late.
 CREATE SEQUENCE streamkeel.outbox_id CACHE 1;
@@ -72,39 +84,26 @@ CREATE SEQUENCE streamkeel.outbox_id CACHE 1;
 -- it is the wall clock at the insert, not the start of the transaction, so that nobody comes late to a row
 -- partition whose time is over. Neither may be set by hand.
 CREATE TABLE streamkeel.outbox (
-	id             bigint      NOT NULL DEFAULT nextval('streamkeel.outbox_id'),
-	xid            xid8        NOT NULL DEFAULT pg_current_xact_id(),
-	created_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
-	shard          smallint    NOT NULL, -- outbox_place fills shard, partition and source where they are NULL
-	partition      integer     NOT NULL,
-	namespace      text        NOT NULL DEFAULT 'sk',
-	topic          text        NOT NULL,
-	key            text        NOT NULL DEFAULT '',
-	event_id       text        NOT NULL DEFAULT streamkeel.new_event_id(),
-	type           text        NOT NULL,
-	source         text        NOT NULL,
-	time           timestamptz          DEFAULT clock_timestamp(),
-	content_type   text                 DEFAULT 'application/json',
-	schema         text,
-	correlation_id text,
-	causation_id   text,
-	traceparent    text,
-	expires        timestamptz,
-	attributes     jsonb,
-	data           bytea       NOT NULL DEFAULT '',
-	CONSTRAINT outbox_partition CHECK (partition BETWEEN 0 AND 4095 AND shard >= 0),
-	CONSTRAINT outbox_key CHECK (octet_length(key) <= 1024),
-	CONSTRAINT outbox_event_id CHECK (octet_length(event_id) BETWEEN 1 AND 200),
-	CONSTRAINT outbox_type CHECK (octet_length(type) BETWEEN 1 AND 200),
-	CONSTRAINT outbox_source CHECK (octet_length(source) <= 300),
-	CONSTRAINT outbox_time CHECK (time >= '0001-01-01 00:00:00+00' AND time < '10000-01-01 00:00:00+00'),
-	CONSTRAINT outbox_content_type CHECK (octet_length(content_type) <= 200),
-	CONSTRAINT outbox_schema CHECK (octet_length(schema) <= 300),
-	CONSTRAINT outbox_cause CHECK (octet_length(correlation_id) <= 200 AND octet_length(causation_id) <= 200
-		AND octet_length(traceparent) <= 200),
-	CONSTRAINT outbox_expires CHECK (expires >= '0001-01-01 00:00:00+00' AND expires < '10000-01-01 00:00:00+00'),
-	CONSTRAINT outbox_attributes CHECK (streamkeel.valid_attributes(attributes)),
-	CONSTRAINT outbox_data CHECK (octet_length(data) <= 1048576)
+	id             bigint                     NOT NULL DEFAULT nextval('streamkeel.outbox_id'),
+	xid            xid8                       NOT NULL DEFAULT pg_current_xact_id(),
+	created_at     timestamptz                NOT NULL DEFAULT clock_timestamp(),
+	shard          streamkeel.event_shard     NOT NULL, -- outbox_place fills shard, partition and source where they are NULL
+	partition      streamkeel.event_partition NOT NULL,
+	namespace      text                       NOT NULL DEFAULT 'sk',
+	topic          text                       NOT NULL,
+	key            streamkeel.event_key       NOT NULL DEFAULT '',
+	event_id       streamkeel.event_name      NOT NULL DEFAULT streamkeel.new_event_id(),
+	type           streamkeel.event_name      NOT NULL,
+	source         streamkeel.event_source    NOT NULL,
+	time           streamkeel.event_time      DEFAULT clock_timestamp(),
+	content_type   streamkeel.event_name      DEFAULT 'application/json',
+	schema         streamkeel.event_source,
+	correlation_id streamkeel.event_name,
+	causation_id   streamkeel.event_name,
+	traceparent    streamkeel.event_name,
+	expires        streamkeel.event_time,
+	attributes     streamkeel.event_attributes,
+	data           streamkeel.event_data      NOT NULL DEFAULT ''
 ) PARTITION BY RANGE (created_at);
 
 -- A payload is written once, read once and dropped: compressing it costs more than it saves.
@@ -120,15 +119,17 @@ CREATE FUNCTION streamkeel.outbox_place() RETURNS trigger
 	LANGUAGE plpgsql
 	AS $$
 	DECLARE
-		n integer;
+		n     integer;
+		first integer;
 	BEGIN
-		SELECT partitions INTO n FROM streamkeel.topic WHERE namespace = NEW.namespace AND name = NEW.topic;
+		SELECT t.partitions, t.first_shard INTO n, first
+		FROM streamkeel.topic t WHERE t.namespace = NEW.namespace AND t.name = NEW.topic;
 		IF NOT FOUND THEN
 			RAISE EXCEPTION 'topic % is not declared in namespace %', NEW.topic, NEW.namespace
 				USING ERRCODE = 'foreign_key_violation', HINT = format('Declare it once: SELECT streamkeel.declare_topic(%L, <partitions>)', NEW.topic);
 		END IF;
 		NEW.partition := streamkeel.partition_of(CASE WHEN NEW.key = '' THEN NEW.event_id ELSE NEW.key END, n);
-		NEW.shard := streamkeel.outbox_shard(NEW.namespace, NEW.topic, NEW.partition);
+		NEW.shard := (first + NEW.partition) % streamkeel.outbox_shards();
 		NEW.source := coalesce(NEW.source, NEW.topic);
 		RETURN NEW;
 	END
@@ -189,3 +190,98 @@ CREATE FUNCTION streamkeel.outbox_add_partitions(days integer) RETURNS integer
 -- +goose StatementEnd
 
 SELECT streamkeel.outbox_add_partitions(7);
+
+-- Events for later. A relay moves them into the outbox when they are due, in the order in which they are.
+CREATE TABLE streamkeel.outbox_delayed (
+	due_at timestamptz NOT NULL,
+	LIKE streamkeel.outbox INCLUDING DEFAULTS INCLUDING STORAGE
+);
+ALTER TABLE streamkeel.outbox_delayed DROP COLUMN xid;
+CREATE INDEX outbox_delayed_due ON streamkeel.outbox_delayed (due_at, id);
+
+CREATE TRIGGER outbox_place BEFORE INSERT ON streamkeel.outbox_delayed
+	FOR EACH ROW WHEN (NEW.shard IS NULL OR NEW.partition IS NULL)
+	EXECUTE FUNCTION streamkeel.outbox_place();
+
+-- Who relays a shard. Only the owner with the row's epoch freezes batches. published is the last batch that
+-- is wholly in Redis, written with the renewals: it may be late, never early.
+CREATE TABLE streamkeel.relay_lease (
+	shard       smallint    PRIMARY KEY,
+	owner       text        NOT NULL DEFAULT '',
+	epoch       bigint      NOT NULL DEFAULT 0,
+	lease_until timestamptz NOT NULL DEFAULT '-infinity',
+	published   bigint      NOT NULL DEFAULT 0
+) WITH (fillfactor = 50);
+
+-- The relays that are running, so that each takes its part of the shards.
+CREATE TABLE streamkeel.relay_instance (
+	id          text        PRIMARY KEY,
+	lease_until timestamptz NOT NULL
+) WITH (fillfactor = 50);
+
+-- The log of batches, a row for each, never updated: what a shard's rows were between two snapshots. It is written
+-- before the batch is published, and read again by whoever takes over, and to publish again what Redis lost.
+CREATE TABLE streamkeel.relay_batch (
+	shard     smallint    NOT NULL,
+	batch     bigint      NOT NULL,
+	tag       text        NOT NULL, -- random: tells the batch from another of the same number in a lost timeline
+	snap_from pg_snapshot NOT NULL,
+	snap_to   pg_snapshot NOT NULL,
+	-- The position of the last row in each stream, "<batch>-<row id>" by "<namespace>/<topic>/<partition>": of the streams
+	-- that the batch before this one touched, or where complete is set, of all of the shard's.
+	prev      jsonb       NOT NULL,
+	complete  boolean     NOT NULL,
+	retry     boolean     NOT NULL DEFAULT false, -- its rows are those of outbox_failed that name it in retry_batch
+	frozen_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+	PRIMARY KEY (shard, batch)
+);
+
+INSERT INTO streamkeel.relay_lease (shard) SELECT generate_series(0, streamkeel.outbox_shards() - 1);
+INSERT INTO streamkeel.relay_batch (shard, batch, tag, snap_from, snap_to, prev, complete)
+	SELECT shard, 0, '', '1:1:', '1:1:', '{}', true FROM streamkeel.relay_lease;
+
+-- Which of the shards have rows beyond their snapshots. One snapshot holds for all of it: the caller's.
+-- +goose StatementBegin
+CREATE FUNCTION streamkeel.relay_probe(shards smallint[], snaps text[]) RETURNS smallint[]
+	LANGUAGE plpgsql STABLE
+	AS $$
+	BEGIN
+		RETURN ARRAY(
+			SELECT s.shard FROM unnest(shards, snaps::pg_snapshot[]) AS s(shard, snap)
+			WHERE EXISTS (SELECT FROM streamkeel.outbox o
+					WHERE o.shard = s.shard AND o.xid >= pg_snapshot_xmax(s.snap))
+				OR EXISTS (SELECT FROM pg_snapshot_xip(s.snap) AS x(xid), streamkeel.outbox o
+					WHERE o.shard = s.shard AND o.xid = x.xid));
+	END
+	$$;
+-- +goose StatementEnd
+
+-- Why a shard stands still, for the operator, and what the operator decided; see streamkeel outbox status.
+CREATE TABLE streamkeel.relay_stop (
+	shard      smallint    PRIMARY KEY,
+	reason     text        NOT NULL,
+	detail     text        NOT NULL,
+	stopped_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+	-- What publishing again would send.
+	first_batch bigint,
+	rows_lost   bigint,
+	bytes_lost  bigint,
+	oldest_lost timestamptz,
+	decision    text
+);
+
+-- Rows that could not be published, and under ParkKey the later rows of their keys. The relay that owns
+-- the shard publishes them when they are wanted again, in the batch retry_batch, in the order of seq.
+CREATE TABLE streamkeel.outbox_failed (
+	seq          bigint      PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+	batch        bigint      NOT NULL, -- with id, the position that the row would have had
+	parked       boolean     NOT NULL, -- later rows of the key wait behind it
+	reason       text        NOT NULL,
+	failed_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+	retry_wanted boolean     NOT NULL DEFAULT false,
+	retry_batch  bigint,
+	retried_at   timestamptz,
+	LIKE streamkeel.outbox INCLUDING STORAGE
+);
+ALTER TABLE streamkeel.outbox_failed DROP COLUMN xid, DROP COLUMN created_at;
+CREATE UNIQUE INDEX outbox_failed_position ON streamkeel.outbox_failed (shard, batch, id);

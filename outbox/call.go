@@ -1,0 +1,168 @@
+package outbox
+
+import (
+	"context"
+	_ "embed"
+	"fmt"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/streamkeel/streamkeel/internal/redisx"
+	"github.com/streamkeel/streamkeel/stream"
+)
+
+//go:embed lua/publish.lua
+var publishText string
+
+var publishScript = redisx.NewScript(publishText)
+
+// What one call of the script adds at the most: about a millisecond of the server's time.
+const (
+	callRows  = 100
+	callBytes = 256 << 10
+)
+
+// call is one call of the publish script: rows of a batch for one stream.
+type call struct {
+	target *target
+	prev   stream.Position // the row that must be in the stream
+	last   stream.Position
+	rows   int
+	size   int
+	ids    []int64
+	args   []any
+	cmd    *redis.Cmd
+}
+
+// newCall begins a call that follows what was called for the target before.
+func newCall(system string, b *batch, t *target) *call {
+	c := &call{target: t, prev: t.known, args: make([]any, 0, 5+callRows/4*26)}
+	if t.open != nil {
+		c.prev = t.open.last
+	}
+	t.open = c
+	c.args = append(c.args, system, b.number, b.tag, c.prev.Batch, c.prev.Row)
+	return c
+}
+
+func (c *call) full() bool { return c.rows >= callRows || c.size >= callBytes }
+
+// add adds a row. Its page must not be freed before the call was sent.
+func (c *call) add(w *row) {
+	head := len(c.args)
+	c.args = append(c.args, w.id, nil)
+	c.args = w.event.AppendFields(c.args)
+	c.args[head+1] = len(c.args) - head - 2
+	c.ids = append(c.ids, w.id)
+	c.last = w.event.Sequence
+	c.rows++
+	c.size += len(w.event.Data) + 256
+}
+
+// exec sends the calls in one pipeline. Every call has its own reply or error; the error is that of a context
+// that ended before.
+func (r *Relay) exec(ctx context.Context, calls []*call) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	// What is sent is finished, also if the shard is stopped meanwhile: the client's timeouts bound it.
+	ctx = context.WithoutCancel(ctx)
+	pipe := r.rdb.Pipeline()
+	for _, c := range calls {
+		var wrapped redis.Cmder
+		wrapped, c.cmd = publishScript.NewCmd(ctx, []string{c.target.stream, c.target.relay}, c.args...)
+		_ = pipe.Process(ctx, wrapped) // only queues
+	}
+	_, _ = pipe.Exec(ctx) // each call has its own error
+	return nil
+}
+
+// fault is why rows could not be added. The kinds are in the order of how much they matter.
+type fault struct {
+	kind   faultKind
+	target *target
+	want   stream.Position // what the stream should hold
+	held   stream.Position // what it holds
+	detail string
+	row    *row // that was refused
+	err    error
+}
+
+type faultKind int
+
+const (
+	faultNoScript    faultKind = iota // the server does not know the script
+	faultUnavailable                  // it is away, or takes no writes now
+	faultGap                          // it lost the tail
+	faultRefused                      // it will never take the row
+	faultUnknown                      // it knows nothing of the stream
+	faultAhead                        // it holds more than it should
+	faultForeign                      // it holds rows of another database
+)
+
+func (f *fault) Error() string {
+	switch f.kind {
+	case faultGap:
+		return fmt.Sprintf("stream %s ends at %s, should hold %s: Redis lost the rest", f.target.stream, f.held, f.want)
+	case faultUnknown:
+		return fmt.Sprintf("stream %s should hold rows up to %s, and Redis knows of none", f.target.stream, f.want)
+	case faultAhead:
+		return fmt.Sprintf("stream %s holds rows up to %s, the outbox knows of %s: Postgres lost the rest", f.target.stream, f.held, f.want)
+	case faultForeign:
+		return fmt.Sprintf("stream %s holds rows of another database, %s", f.target.stream, f.detail)
+	case faultRefused:
+		if f.target == nil {
+			return fmt.Sprintf("row %d is refused: %s", f.row.id, f.detail)
+		}
+		return fmt.Sprintf("stream %s refused a row: %s", f.target.stream, f.detail)
+	}
+	return f.err.Error()
+}
+
+func (f *fault) Unwrap() error { return f.err }
+
+// outcome returns what went wrong, or nil.
+func (c *call) outcome() *fault {
+	f := &fault{target: c.target, want: c.prev}
+	reply, err := c.cmd.StringSlice()
+	switch {
+	case redisx.IsNoScript(err):
+		f.kind, f.err = faultNoScript, err
+		return f
+	case err != nil && redisx.IsServer(err) && !redisx.IsUnavailable(err):
+		f.kind, f.detail, f.err = faultRefused, err.Error(), err
+		return f
+	case err != nil:
+		f.kind, f.err = faultUnavailable, err
+		return f
+	case len(reply) < 3:
+		f.kind, f.err = faultUnavailable, fmt.Errorf("outbox: unexpected reply %q", reply)
+		return f
+	}
+	if f.held, err = stream.ParsePosition(reply[1] + "-" + reply[2]); err != nil {
+		f.kind, f.err = faultUnavailable, err
+		return f
+	}
+	if len(reply) > 3 {
+		f.detail = reply[3]
+	}
+	switch reply[0] {
+	case "ok":
+		c.target.held = f.held
+		return nil
+	case "gap":
+		f.kind = faultGap
+	case "unknown":
+		f.kind = faultUnknown
+	case "ahead":
+		f.kind = faultAhead
+	case "foreign":
+		f.kind = faultForeign
+	default:
+		f.kind = faultRefused
+		if f.held.Compare(c.target.known) > 0 {
+			c.target.held = f.held // some rows were added
+		}
+	}
+	return f
+}

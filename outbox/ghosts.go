@@ -1,0 +1,110 @@
+package outbox
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/streamkeel/streamkeel/internal/redisx"
+	"github.com/streamkeel/streamkeel/stream"
+)
+
+// ghostsAtOnce is how many entries of a stream are read at a time, from its end.
+const ghostsAtOnce = 100
+
+// Ghosts lists the entries of a shard's streams that the outbox knows nothing of, because Postgres lost them after they
+// were published (ReasonAhead), stream by stream, oldest first. The shard must stand still, or entries that are
+// published meanwhile are listed too.
+func Ghosts(ctx context.Context, pool *pgxpool.Pool, rdb redis.UniversalClient, shard int) ([]stream.Entry, error) {
+	r := &Relay{pool: pool, rdb: rdb, topics: newTopics(pool)}
+	if err := r.topics.load(ctx); err != nil {
+		return nil, fmt.Errorf("outbox: ghosts: %w", err)
+	}
+	c, err := r.loadChain(ctx, shard)
+	if err != nil {
+		return nil, fmt.Errorf("outbox: ghosts: %w", err)
+	}
+	if err := pool.QueryRow(ctx, query(`SELECT count(*) FROM {schema}.relay_lease`)).Scan(&r.shards); err != nil {
+		return nil, fmt.Errorf("outbox: ghosts: %w", err)
+	}
+	own, err := r.idsOf(ctx, shard, &c.last)
+	if err != nil {
+		return nil, fmt.Errorf("outbox: ghosts: %w", err)
+	}
+	var all []stream.Entry
+	for _, topic := range r.topics.placed() {
+		for p := range topic.Count() {
+			if (topic.firstShard+p)%r.shards != shard {
+				continue
+			}
+			known := c.known[targetName(topic, p)]
+			ghosts, _, err := entriesBehind(ctx, rdb, topic.StreamKey(p), known, c.last.number, own)
+			if err != nil {
+				return nil, fmt.Errorf("outbox: ghosts in %s: %w", topic.StreamKey(p), err)
+			}
+			all = append(all, ghosts...)
+		}
+	}
+	return all, nil
+}
+
+// idsOf returns the ids of a batch's events, by row.
+func (r *Relay) idsOf(ctx context.Context, shard int, b *batch) (map[int64]string, error) {
+	ids := map[int64]string{}
+	pages, failed := make(chan *page), make(chan error, 1)
+	go func() {
+		defer close(pages)
+		failed <- r.readPages(ctx, shard, b, 0, pages)
+	}()
+	for p := range pages {
+		for i := range p.rows {
+			ids[p.rows[i].id] = strings.Clone(p.rows[i].event.ID)
+		}
+		p.free()
+	}
+	return ids, <-failed
+}
+
+// entriesBehind reads a stream from its end back to the last row that is known before a batch. It returns the entries that
+// the outbox knows nothing of, oldest first, and which rows of the batch the stream holds; own are the batch's events.
+func entriesBehind(ctx context.Context, rdb redis.UniversalClient, key string, known stream.Position, number int64, own map[int64]string) (ghosts []stream.Entry, present map[int64]bool, err error) {
+	present = map[int64]bool{}
+	for end := "+"; ; {
+		reply, err := redisx.Raw(ctx, rdb, "xrevrange", key, end, "-", "count", ghostsAtOnce)
+		if err != nil {
+			return nil, nil, err
+		}
+		n, err := reply.Array()
+		if err != nil {
+			return nil, nil, err
+		}
+		for range n {
+			en, ok, err := stream.DecodeEntry(&reply, key)
+			if err != nil {
+				return nil, nil, err
+			}
+			end = "(" + en.ID.String()
+			sequence := en.Event.Sequence
+			if !ok || sequence.IsZero() {
+				continue // somebody else's
+			}
+			if sequence.Compare(known) <= 0 {
+				slices.Reverse(ghosts)
+				return ghosts, present, nil
+			}
+			if id, ok := own[sequence.Row]; ok && sequence.Batch == number && id == en.Event.ID {
+				present[sequence.Row] = true
+				continue
+			}
+			ghosts = append(ghosts, en)
+		}
+		if n < ghostsAtOnce {
+			slices.Reverse(ghosts)
+			return ghosts, present, nil
+		}
+	}
+}

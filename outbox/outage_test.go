@@ -1,0 +1,157 @@
+package outbox
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/streamkeel/streamkeel/internal/servers"
+	"github.com/streamkeel/streamkeel/internal/testenv"
+)
+
+// keepChanging commits changes until stop is called; outages of Postgres make it try again.
+func (b bank) keepChanging() (stop func()) {
+	ctx, cancel := context.WithCancel(b.t.Context())
+	var wg sync.WaitGroup
+	for writer := range 2 {
+		wg.Go(func() {
+			for i := 0; ctx.Err() == nil; i++ {
+				_ = pgx.BeginFunc(ctx, b.pool, func(tx pgx.Tx) error {
+					return b.change(ctx, tx, fmt.Sprint("k", (i*2+writer)%b.keys))
+				})
+			}
+		})
+	}
+	return func() {
+		cancel()
+		wg.Wait()
+	}
+}
+
+func TestRowsWaitWhileRedisIsAway(t *testing.T) {
+	t.Parallel()
+	server := testenv.PrivateRedis(t, servers.RedisConfig{AppendOnly: true, Settings: map[string]string{"appendfsync": "always"}})
+	w := worldOn(t, testenv.Postgres(t), testenv.RedisClient(t, server.URL()), 3)
+	b := w.bank(12)
+	seen := &recorder{}
+	r := w.relay(func(c *RelayConfig) { c.Observer = seen })
+	start(t, r)
+	stop := b.keepChanging()
+	for range 2 {
+		n := len(w.ids())
+		w.eventuallyMore(n + 50)
+		require.NoError(t, server.Kill())
+		require.Eventually(t, func() bool { return len(seen.of(Waiting)) > 0 }, patience, 10*time.Millisecond)
+		require.NoError(t, server.Start(t.Context()))
+	}
+	n := len(w.ids())
+	w.eventuallyMore(n + 50)
+	require.NoError(t, server.Pause())
+	until := time.Now().Add(4 * time.Second) // longer than the client waits
+	require.Eventually(t, func() bool { return time.Now().After(until) }, patience, 50*time.Millisecond)
+	require.Len(t, r.Owned(), 8, "the leases are kept")
+	require.NoError(t, server.Resume())
+	w.eventuallyMore(n + 100)
+	stop()
+	b.verify()
+	require.Empty(t, seen.of(Stopped))
+}
+
+// eventuallyMore waits until the streams hold n entries or more.
+func (w *world) eventuallyMore(n int) {
+	w.t.Helper()
+	require.Eventually(w.t, func() bool { return len(w.ids()) >= n }, patience, 10*time.Millisecond)
+}
+
+func TestRowsWaitWhileRedisHasNoMemory(t *testing.T) {
+	t.Parallel()
+	server := testenv.PrivateRedis(t, servers.RedisConfig{})
+	w := worldOn(t, testenv.Postgres(t), testenv.RedisClient(t, server.URL()), 3)
+	b := w.bank(12)
+	seen := &recorder{}
+	start(t, w.relay(func(c *RelayConfig) { c.Observer = seen }))
+	b.verifyEach(1)
+	require.NoError(t, w.rdb.ConfigSet(t.Context(), "maxmemory", "1").Err())
+	b.changes(12)
+	require.Eventually(t, func() bool { return len(seen.of(Waiting)) > 0 }, patience, 10*time.Millisecond)
+	require.Len(t, w.ids(), 12)
+	require.NoError(t, w.rdb.ConfigSet(t.Context(), "maxmemory", "0").Err())
+	b.verify()
+	require.Empty(t, seen.of(Stopped))
+}
+
+func TestRelayGoesOnWhenPostgresComesBack(t *testing.T) {
+	t.Parallel()
+	server := testenv.PrivatePostgres(t, servers.PostgresConfig{})
+	testenv.Migrate(t, server.URL())
+	w := worldOn(t, testenv.Pool(t, server.URL()), testenv.Redis(t), 3)
+	b := w.bank(12)
+	start(t, w.relay())
+	start(t, w.relay())
+	stop := b.keepChanging()
+	for range 3 {
+		n := len(w.ids())
+		w.eventuallyMore(n + 50)
+		require.NoError(t, server.StopImmediate())
+		require.NoError(t, server.Start(t.Context()))
+	}
+	n := len(w.ids())
+	w.eventuallyMore(n + 50)
+	stop()
+	b.verify()
+}
+
+// A stream's key holds something else: its shard waits, the others go on, and it comes after when that was mended.
+func TestStreamThatCannotBeWrittenHoldsUpItsShardOnly(t *testing.T) {
+	w := newWorld(t, 2)
+	b := w.bank(12)
+	seen := &recorder{}
+	require.NoError(t, w.rdb.Set(t.Context(), w.topic.StreamKey(0), "x", 0).Err())
+	start(t, w.relay(func(c *RelayConfig) { c.Observer = seen }))
+	b.changes(12)
+	stop := w.stopped(ReasonRefused)
+	require.Contains(t, stop.Detail, "WRONGTYPE")
+	n := len(w.entries(1))
+	for range 3 {
+		b.changes(12)
+		n += 6
+		require.Eventually(t, func() bool { return len(w.entries(1)) >= n }, patience, 10*time.Millisecond)
+		n = len(w.entries(1))
+	}
+	require.NoError(t, w.rdb.Del(t.Context(), w.topic.StreamKey(0)).Err())
+	b.verify()
+	require.NotEmpty(t, seen.of(Resumed))
+}
+
+// Relays of two databases would mix their positions up: the second one stops.
+func TestStreamsOfAnotherDatabaseAreRefused(t *testing.T) {
+	w := newWorld(t, 1)
+	b := w.bank(4)
+	start(t, w.relay())
+	b.verifyEach(1)
+	server := testenv.PrivatePostgres(t, servers.PostgresConfig{})
+	testenv.Migrate(t, server.URL())
+	other := &world{t: t, pool: testenv.Pool(t, server.URL()), rdb: w.rdb, topic: w.topic}
+	start(t, other.relay())
+	other.publish(event("k", "foreign"))
+	other.stopped(ReasonForeign)
+	require.NotContains(t, w.ids(), "foreign")
+	b.verifyEach(1)
+}
+
+func TestRelayWorksOnACluster(t *testing.T) {
+	t.Parallel()
+	cluster := testenv.Cluster(t)
+	rdb := redis.NewClusterClient(&redis.ClusterOptions{Addrs: cluster.Addrs()})
+	defer rdb.Close()
+	w := worldOn(t, testenv.Postgres(t), rdb, 16)
+	b := w.bank(32)
+	start(t, w.relay())
+	b.verifyEach(5)
+}

@@ -1,0 +1,216 @@
+package outbox
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+	"unsafe"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/streamkeel/streamkeel/stream"
+)
+
+// What a page holds at the most. A shard has two in hand: one that is read and one that is published.
+const (
+	pageRows  = 500
+	pageBytes = 4 << 20
+)
+
+// row is an outbox row. Its event shares memory with its page.
+type row struct {
+	id        int64
+	topic     topicName
+	partition int
+	event     stream.Event
+	err       error // why it is no event
+}
+
+// page is some rows of a batch, in order. Its memory is used again for other pages.
+type page struct {
+	rows  []row
+	arena []byte
+	bytes int
+}
+
+var pages = sync.Pool{New: func() any { return &page{rows: make([]row, 0, pageRows)} }}
+
+func newPage() *page { return pages.Get().(*page) }
+
+func (p *page) free() {
+	if cap(p.arena) > 2*pageBytes {
+		p.arena = nil // one of large rows
+	}
+	clear(p.rows)
+	p.rows, p.arena, p.bytes = p.rows[:0], p.arena[:0], 0
+	pages.Put(p)
+}
+
+// behind returns the first row of a call that its stream does not hold.
+func (p *page) behind(c *call, held stream.Position) *row {
+	for i := range p.rows {
+		w := &p.rows[i]
+		if w.event.Sequence.Compare(held) > 0 && slices.Contains(c.ids, w.id) {
+			return w
+		}
+	}
+	return nil
+}
+
+func (p *page) full() bool { return len(p.rows) >= pageRows || p.bytes >= pageBytes }
+
+// A batch is one range of an index, and apart from it the few transactions that were running at its start and
+// are over at its end. The numbers are parameters of an unnamed statement, and so constants for the planner: each
+// row partition is looked up by its index. One query, sorted once, serves a whole batch; its rows are consumed
+// page by page.
+const (
+	rowColumns = `id, ` + eventColumns
+
+	readRange = `
+SELECT ` + rowColumns + ` FROM {schema}.outbox
+WHERE shard = $1::smallint AND xid >= $2::xid8 AND xid < $3::xid8 AND pg_visible_in_snapshot(xid, $4::pg_snapshot) AND id > $5::bigint`
+
+	readLate = `
+UNION ALL
+SELECT ` + rowColumns + ` FROM {schema}.outbox
+WHERE shard = $1::smallint AND xid = ANY ($6::xid8[]) AND id > $5::bigint`
+)
+
+var (
+	readRangeSQL = query(readRange + ` ORDER BY id`)
+	readBothSQL  = query(readRange + readLate + ` ORDER BY id`)
+	readRetrySQL = query(`
+SELECT seq, ` + eventColumns + ` FROM {schema}.outbox_failed
+WHERE shard = $1::smallint AND retry_batch = $2::bigint AND seq > $3::bigint ORDER BY seq`)
+)
+
+// statement returns the query for the batch's rows behind a row, and its parameters as text.
+func (b *batch) statement(shard int, after int64) (string, [][]byte) {
+	if b.retry {
+		return readRetrySQL, params(itoa(shard), itoa(b.number), itoa(after))
+	}
+	args := params(itoa(shard), strconv.FormatUint(b.from.xmax, 10), strconv.FormatUint(b.to.xmax, 10), b.to.text, itoa(after))
+	late := b.from.finished(b.to)
+	if len(late) == 0 {
+		return readRangeSQL, args
+	}
+	list := make([]string, len(late))
+	for i, xid := range late {
+		list[i] = strconv.FormatUint(xid, 10)
+	}
+	return readBothSQL, append(args, []byte("{"+strings.Join(list, ",")+"}"))
+}
+
+// readPages reads the batch's rows behind a row and hands them over page by page. It returns when the last one was
+// taken. The caller frees the pages.
+func (r *Relay) readPages(ctx context.Context, shard int, b *batch, after int64, out chan<- *page) error {
+	conn, err := r.pool.Acquire(ctx)
+	if err != nil {
+		return fmt.Errorf("read batch %d: %w", b.number, err)
+	}
+	defer conn.Release()
+	text, args := b.statement(shard, after)
+	result := conn.Conn().PgConn().ExecParams(ctx, text, args, nil, nil, binary1)
+	p := newPage()
+	for result.NextRow() {
+		if p.add(result.Values()); !p.full() {
+			continue
+		}
+		select {
+		case out <- p:
+			p = newPage()
+		case <-ctx.Done():
+			p.free()
+			return errors.Join(ctx.Err(), abandon(result))
+		}
+	}
+	if _, err := result.Close(); err != nil {
+		p.free()
+		return fmt.Errorf("read batch %d: %w", b.number, err)
+	}
+	if len(p.rows) == 0 {
+		p.free()
+		return nil
+	}
+	select {
+	case out <- p:
+		return nil
+	case <-ctx.Done():
+		p.free()
+		return ctx.Err()
+	}
+}
+
+var binary1 = []int16{1} // all columns in binary
+
+// abandon ends a query whose context has ended.
+func abandon(result *pgconn.ResultReader) error {
+	_, err := result.Close()
+	return err
+}
+
+func params(values ...string) [][]byte {
+	out := make([][]byte, len(values))
+	for i, v := range values {
+		out[i] = []byte(v)
+	}
+	return out
+}
+
+func itoa[T int | int64](n T) string { return strconv.FormatInt(int64(n), 10) }
+
+// add takes over a row of rowColumns.
+func (p *page) add(values [][]byte) {
+	size := 0
+	for _, v := range values {
+		size += len(v)
+	}
+	if cap(p.arena)-len(p.arena) < size { // rows that are there keep the old memory
+		p.arena = make([]byte, 0, max(64<<10, 2*cap(p.arena), size))
+	}
+	column := func(i int) []byte {
+		start := len(p.arena)
+		p.arena = append(p.arena, values[i]...)
+		return p.arena[start:len(p.arena):len(p.arena)]
+	}
+	text := func(i int) string { return asString(column(i)) }
+
+	p.rows = append(p.rows, row{})
+	w := &p.rows[len(p.rows)-1]
+	w.id = int64(binary.BigEndian.Uint64(values[0])) //nolint:gosec // a bigint
+	w.topic = topicName{text(1), text(2)}
+	w.partition = int(int32(binary.BigEndian.Uint32(values[3]))) //nolint:gosec // an integer
+	e := &w.event
+	e.Key, e.ID, e.Type, e.Source = text(4), text(5), text(6), text(7)
+	e.Time = timeOf(values[8])
+	e.ContentType, e.Schema, e.CorrelationID, e.CausationID, e.TraceParent = text(9), text(10), text(11), text(12), text(13)
+	e.Expires = timeOf(values[14])
+	if a := values[15]; a != nil {
+		if err := json.Unmarshal(a[1:], &e.Attributes); err != nil { // jsonb is a version and the text
+			w.err = fmt.Errorf("attributes: %w", err)
+		}
+	}
+	e.Data = column(16)
+	p.bytes += size
+}
+
+// timeOf reads a timestamptz: microseconds since 2000. NULL is the zero time.
+func timeOf(value []byte) time.Time {
+	if value == nil {
+		return time.Time{}
+	}
+	micros := int64(binary.BigEndian.Uint64(value)) //nolint:gosec // signed in the protocol
+	return time.UnixMicro(micros + epoch2000).UTC()
+}
+
+const epoch2000 = 946_684_800_000_000
+
+// asString returns the bytes as a string without copying; they must not change.
+func asString(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }

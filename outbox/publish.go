@@ -1,0 +1,249 @@
+package outbox
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/streamkeel/streamkeel/stream"
+)
+
+// Tx is what publishing needs of a transaction. A pgx.Tx is one; [SQLTx] makes one of a *sql.Tx. A pool is
+// one too, and then the events are a transaction of their own.
+type Tx interface {
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+// Publish writes the events into the outbox, in their order. They are published if and when the transaction
+// commits, and leave no trace if it does not.
+//
+// Events of one key keep the order of their transactions if these lock something of the key before
+// they publish: update the key's row first, or call [Lock]. A transaction that publishes first and locks afterwards
+// may be overtaken by the one that it then waits for.
+//
+// ErrInvalid of package stream says that an event or the topic breaks a rule; all faults are reported, and
+// nothing was written. ErrPartitionMismatch says the same of a topic that was declared differently. After any
+// other error the transaction can only be rolled back.
+//
+// It takes one round trip for up to 1,000 events or 4 MiB. The first use of a topic declares it, which
+// takes two more, and makes others that use it for the first time wait until this transaction ends: [Declare] does
+// it beforehand.
+func Publish(ctx context.Context, tx Tx, topic stream.Topic, events ...stream.Event) error {
+	return insertAll(ctx, tx, atOnce, topic, events)
+}
+
+// PublishAt is Publish for later: a relay moves the events into the outbox at that time, by the database's clock,
+// or as soon after as it runs (once a second). Delayed events of one key come in the order of their times.
+func PublishAt(ctx context.Context, tx Tx, topic stream.Topic, at time.Time, events ...stream.Event) error {
+	return insertAll(ctx, tx, due{at: at}, topic, events)
+}
+
+// PublishAfter is PublishAt with a time counted from now, by the database's clock.
+func PublishAfter(ctx context.Context, tx Tx, topic stream.Topic, delay time.Duration, events ...stream.Event) error {
+	return insertAll(ctx, tx, due{after: max(delay, time.Microsecond)}, topic, events)
+}
+
+// due is when events are published: at a time, or after a while, or at once.
+type due struct {
+	at    time.Time
+	after time.Duration
+}
+
+var atOnce = due{}
+
+// The most that one statement inserts.
+const (
+	insertEvents = 1000
+	insertBytes  = 4 << 20
+)
+
+func insertAll(ctx context.Context, tx Tx, when due, topic stream.Topic, events []stream.Event) error {
+	if err := topic.Validate(); err != nil {
+		return err
+	}
+	stamped := make([]stream.Event, len(events))
+	var faults []error
+	for i, e := range events {
+		e.Stamp(ctx, topic)
+		if err := e.Validate(); err != nil {
+			faults = append(faults, err)
+		}
+		stamped[i] = e
+	}
+	if err := errors.Join(faults...); err != nil {
+		return err
+	}
+	for len(stamped) > 0 {
+		n, size := 0, 0
+		for n < len(stamped) && n < insertEvents && size < insertBytes {
+			size += len(stamped[n].Data)
+			n++
+		}
+		if err := insert(ctx, tx, when, topic, stamped[:n]); err != nil {
+			return fmt.Errorf("outbox: publish to %s: %w", topic.Name, err)
+		}
+		stamped = stamped[n:]
+	}
+	return nil
+}
+
+// insert writes the events, all of them or none. The statement inserts only if the topic stands in the
+// database as the program has it; where it inserts nothing, the topic is declared, and it runs again.
+func insert(ctx context.Context, tx Tx, when due, topic stream.Topic, events []stream.Event) error {
+	for attempt := 0; ; attempt++ {
+		n, err := insertOnce(ctx, tx, when, topic, events)
+		switch {
+		case err != nil:
+			return err
+		case n == int64(len(events)):
+			return nil
+		case n != 0:
+			return fmt.Errorf("%d of %d rows were inserted", n, len(events))
+		case attempt > 0:
+			return fmt.Errorf("the declaration of the topic is gone again")
+		}
+		if err := declare(ctx, tx, topic); err != nil {
+			return err
+		}
+	}
+}
+
+func insertOnce(ctx context.Context, tx Tx, when due, topic stream.Topic, events []stream.Event) (int64, error) {
+	_, isSQL := tx.(sqlTx)
+	if len(events) > 1 && !isSQL {
+		return insertMany(ctx, tx, when, topic, events)
+	}
+	var inserted int64
+	for i := range events {
+		n, err := insertOne(ctx, tx, when, topic, &events[i])
+		if inserted += n; err != nil || n == 0 {
+			return inserted, err
+		}
+	}
+	return inserted, nil
+}
+
+// The columns of an event, as all statements name them.
+const eventColumns = `namespace, topic, partition, key, event_id, type, source, time, content_type, schema,
+	correlation_id, causation_id, traceparent, expires, attributes, data`
+
+const (
+	intoOutbox  = `INSERT INTO {schema}.outbox (shard, ` + eventColumns + `) SELECT `
+	intoDelayed = `INSERT INTO {schema}.outbox_delayed (due_at, shard, ` + eventColumns + `)
+SELECT coalesce($19::timestamptz, clock_timestamp() + $20::bigint * interval '1 microsecond'), `
+
+	oneEvent = `(t.first_shard + $4::integer) % {schema}.outbox_shards(), t.namespace, t.name, $4::integer, $6::text,
+	$7::text, $8::text, $9::text, $10::timestamptz, nullif($11::text, ''), nullif($12::text, ''), nullif($13::text, ''),
+	nullif($14::text, ''), nullif($15::text, ''), $16::timestamptz, nullif($17::text, '')::jsonb, $18::bytea
+FROM {schema}.topic t
+` + ofTopic
+
+	manyEvents = `(t.first_shard + e.partition) % {schema}.outbox_shards(), t.namespace, t.name, e.partition, e.key,
+	e.id, e.type, e.source, e.time, nullif(e.content_type, ''), nullif(e.schema, ''), nullif(e.correlation, ''),
+	nullif(e.causation, ''), nullif(e.traceparent, ''), e.expires, nullif(e.attributes, '')::jsonb, e.data
+FROM {schema}.topic t, unnest($4::integer[], $6::text[], $7::text[], $8::text[], $9::text[], $10::timestamptz[],
+		$11::text[], $12::text[], $13::text[], $14::text[], $15::text[], $16::timestamptz[], $17::text[], $18::bytea[])
+	WITH ORDINALITY AS e(partition, key, id, type, source, time, content_type, schema, correlation, causation,
+		traceparent, expires, attributes, data, place)
+` + ofTopic + `
+ORDER BY e.place`
+
+	ofTopic = `WHERE t.namespace = $1::text AND t.name = $2::text AND t.partitions = $3::integer AND coalesce(t.stream_key, '') = $5::text`
+)
+
+var (
+	insertOneSQL  = query(intoOutbox + oneEvent)
+	insertManySQL = query(intoOutbox + manyEvents)
+	delayOneSQL   = query(intoDelayed + oneEvent)
+	delayManySQL  = query(intoDelayed + manyEvents)
+)
+
+func insertOne(ctx context.Context, tx Tx, when due, topic stream.Topic, e *stream.Event) (int64, error) {
+	attributes, err := attributesOf(e)
+	if err != nil {
+		return 0, err
+	}
+	args := append(make([]any, 0, 20), topic.NamespaceName(), topic.Name, topic.Count(), topic.Partition(e), topic.Stream, e.Key, e.ID,
+		e.Type, e.Source, nullTime(e.Time), e.ContentType, e.Schema, e.CorrelationID, e.CausationID, e.TraceParent,
+		nullTime(e.Expires), attributes, notNil(e.Data))
+	return when.exec(ctx, tx, insertOneSQL, delayOneSQL, args)
+}
+
+func insertMany(ctx context.Context, tx Tx, when due, topic stream.Topic, events []stream.Event) (int64, error) {
+	n := len(events)
+	var (
+		partitions      = make([]int32, n)
+		texts           [10][]string
+		times, expiries = make([]*time.Time, n), make([]*time.Time, n)
+		data            = make([][]byte, n)
+	)
+	for c := range texts {
+		texts[c] = make([]string, n)
+	}
+	for i := range events {
+		e := &events[i]
+		attributes, err := attributesOf(e)
+		if err != nil {
+			return 0, err
+		}
+		partitions[i] = int32(topic.Partition(e)) //nolint:gosec // at most 4095
+		for c, value := range [...]string{e.Key, e.ID, e.Type, e.Source, e.ContentType, e.Schema, e.CorrelationID, e.CausationID, e.TraceParent, attributes} {
+			texts[c][i] = value
+		}
+		times[i], expiries[i] = nullTime(e.Time), nullTime(e.Expires)
+		data[i] = notNil(e.Data)
+	}
+	args := append(make([]any, 0, 20), topic.NamespaceName(), topic.Name, topic.Count(), partitions, topic.Stream, texts[0], texts[1],
+		texts[2], texts[3], times, texts[4], texts[5], texts[6], texts[7], texts[8], expiries, texts[9], data)
+	return when.exec(ctx, tx, insertManySQL, delayManySQL, args)
+}
+
+// exec runs the statement that inserts at once or for later, and returns how many rows it inserted.
+func (d due) exec(ctx context.Context, tx Tx, insert, delay string, args []any) (int64, error) {
+	if d == atOnce {
+		tag, err := tx.Exec(ctx, insert, args...)
+		return tag.RowsAffected(), err
+	}
+	var at *time.Time
+	var micros *int64
+	if d.at.IsZero() {
+		after := d.after.Microseconds()
+		micros = &after
+	} else {
+		at = &d.at
+	}
+	tag, err := tx.Exec(ctx, delay, append(args, at, micros)...)
+	return tag.RowsAffected(), err
+}
+
+func nullTime(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return &t
+}
+
+func notNil(data []byte) []byte {
+	if data == nil {
+		return []byte{}
+	}
+	return data
+}
+
+// attributesOf returns the attributes as JSON, or "" where there are none.
+func attributesOf(e *stream.Event) (string, error) {
+	if len(e.Attributes) == 0 {
+		return "", nil
+	}
+	encoded, err := json.Marshal(e.Attributes)
+	if err != nil {
+		return "", fmt.Errorf("attributes of event %s: %w", e.ID, err)
+	}
+	return string(encoded), nil
+}

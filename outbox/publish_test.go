@@ -1,0 +1,285 @@
+package outbox
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	_ "github.com/jackc/pgx/v5/stdlib"
+	"github.com/stretchr/testify/require"
+
+	"github.com/streamkeel/streamkeel/internal/testenv"
+	"github.com/streamkeel/streamkeel/stream"
+)
+
+func TestCommittedEventsReachTheirStreamsAndRolledBackOnesLeaveNoTrace(t *testing.T) {
+	w := newWorld(t, 4)
+	start(t, w.relay())
+	w.publish(events("a", "a1", "a2")...)
+	err := InTx(t.Context(), w.pool, func(tx pgx.Tx) error {
+		require.NoError(t, Publish(t.Context(), tx, w.topic, events("a", "never")...))
+		return context.Canceled
+	})
+	require.ErrorIs(t, err, context.Canceled)
+	w.publish(events("b", "b1")...)
+	w.publish(events("a", "a3")...)
+	w.eventually(4)
+	require.ElementsMatch(t, []string{"a1", "a2", "a3", "b1"}, w.ids())
+	p := w.topic.PartitionOf("a")
+	var got []string
+	for _, en := range w.entries(p) {
+		if en.Event.Key == "a" {
+			got = append(got, en.Event.ID)
+		}
+	}
+	require.Equal(t, []string{"a1", "a2", "a3"}, got)
+}
+
+func TestRelayedEntryHasTheFieldsThatAPublisherWrites(t *testing.T) {
+	w := newWorld(t, 1)
+	full := event("k\"ey é", "full")
+	full.Source, full.Schema, full.CorrelationID, full.CausationID = "shop", "v2", "corr", "cause"
+	full.TraceParent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	full.Time = time.Date(2026, 2, 3, 4, 5, 6, 789000, time.FixedZone("x", 3600))
+	full.Expires = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
+	full.Attributes = map[string]string{"tenant": "t<1>&", "empty": ""}
+	full.Data = []byte{0, 255, '\\', '\n'}
+	bare := stream.Event{ID: "bare", Type: "t"}
+	old := event("k", "old")
+	old.Time = time.Date(1, 1, 1, 0, 0, 1, 0, time.UTC)
+	all := []stream.Event{full, bare, old}
+
+	direct := w.topic
+	direct.Name = "direct"
+	direct.Source = w.topic.Name
+	publisher, err := stream.NewPublisher(w.rdb, stream.PublisherConfig{})
+	require.NoError(t, err)
+	_, err = publisher.PublishBatch(t.Context(), direct, all)
+	require.NoError(t, err)
+
+	w.publish(all...)    // in one statement
+	w.publish(bare)      // and alone
+	w.publish(full, old) // and in another batch
+	start(t, w.relay())
+	w.eventually(6)
+
+	fields := func(key string) (out []map[string]any) {
+		messages, err := w.rdb.XRange(t.Context(), key, "-", "+").Result()
+		require.NoError(t, err)
+		for _, m := range messages {
+			_, err := stream.ParsePosition(fmt.Sprint(m.Values["sequence"]))
+			require.Equal(t, strings.Contains(key, "orders"), err == nil, "a relayed entry has a sequence")
+			delete(m.Values, "sequence")
+			out = append(out, m.Values)
+		}
+		return out
+	}
+	want, got := fields(direct.StreamKey(0)), fields(w.topic.StreamKey(0))
+	require.Equal(t, want, got[:3])
+	require.Equal(t, []map[string]any{want[1], want[0], want[2]}, got[3:])
+}
+
+func TestFaultyEventsWriteNothing(t *testing.T) {
+	w := newWorld(t, 2)
+	long := event("k", strings.Repeat("x", 201))
+	err := InTx(t.Context(), w.pool, func(tx pgx.Tx) error {
+		return Publish(t.Context(), tx, w.topic, event("k", "fine"), long, stream.Event{ID: "no type"})
+	})
+	require.ErrorIs(t, err, stream.ErrInvalid)
+	require.ErrorContains(t, err, "id has 201 bytes")
+	require.ErrorContains(t, err, "type is empty")
+	require.ErrorIs(t, Publish(t.Context(), w.pool, stream.Topic{Name: "a b"}, event("k", "x")), stream.ErrInvalid)
+	require.Zero(t, w.rows("outbox"))
+}
+
+// rows counts the rows of a table.
+func (w *world) rows(table string) (n int) {
+	w.t.Helper()
+	require.NoError(w.t, w.pool.QueryRow(w.t.Context(), query("SELECT count(*) FROM {schema}."+table)).Scan(&n))
+	return n
+}
+
+func TestTopicIsDeclaredByItsFirstUseAndKeepsItsPartitions(t *testing.T) {
+	w := newWorld(t, 4)
+	w.publish(event("k", "1"))
+	other := w.topic
+	other.Partitions = 8
+	for _, err := range []error{
+		Publish(t.Context(), w.pool, other, event("k", "2")),
+		Publish(t.Context(), w.pool, other, events("k", "2", "3")...),
+		Declare(t.Context(), w.pool, other),
+		Declare(t.Context(), w.pool, stream.Topic{Name: w.topic.Name, Namespace: w.topic.Namespace, Stream: "elsewhere"}),
+	} {
+		require.ErrorIs(t, err, stream.ErrPartitionMismatch)
+	}
+	require.NoError(t, Declare(t.Context(), w.pool, w.topic))
+	require.Equal(t, 1, w.rows("outbox"))
+}
+
+func TestFirstUseInARolledBackTransactionDeclaresNothing(t *testing.T) {
+	w := newWorld(t, 4)
+	_ = InTx(t.Context(), w.pool, func(tx pgx.Tx) error {
+		require.NoError(t, Publish(t.Context(), tx, w.topic, event("k", "1")))
+		return context.Canceled
+	})
+	require.Zero(t, w.rows("topic"))
+	w.publish(event("k", "1"))
+	require.Equal(t, 1, w.rows("topic"))
+}
+
+func TestConcurrentFirstUsesOfATopicAllSucceed(t *testing.T) {
+	w := newWorld(t, 4)
+	errs := make(chan error, 8)
+	for i := range 8 {
+		go func() {
+			errs <- InTx(t.Context(), w.pool, func(tx pgx.Tx) error {
+				return Publish(t.Context(), tx, w.topic, event("k", fmt.Sprint(i)))
+			})
+		}()
+	}
+	for range 8 {
+		require.NoError(t, <-errs)
+	}
+	require.Equal(t, 8, w.rows("outbox"))
+}
+
+func TestLargeBatchesAreSplitAndKeepTheirOrder(t *testing.T) {
+	w := newWorld(t, 1)
+	var all []stream.Event
+	for i := range 2500 {
+		all = append(all, event("k", fmt.Sprintf("%05d", i)))
+	}
+	big := event("k", "big")
+	big.Data = make([]byte, stream.MaxData)
+	for i := range 6 {
+		big.ID = fmt.Sprintf("big%d", i)
+		all = append(all, big)
+	}
+	w.publish(all...)
+	start(t, w.relay())
+	w.eventually(len(all))
+	for i, id := range w.ids() {
+		require.Equal(t, all[i].ID, id)
+	}
+}
+
+func TestEventsTakeTheirCauseFromTheContext(t *testing.T) {
+	w := newWorld(t, 1)
+	ctx := stream.WithCause(t.Context(), stream.Event{ID: "cause", CorrelationID: "conversation"})
+	require.NoError(t, Publish(ctx, w.pool, w.topic, event("k", "1")))
+	var causation, correlation, source string
+	require.NoError(t, w.pool.QueryRow(ctx, query(`SELECT causation_id, correlation_id, source FROM {schema}.outbox`)).Scan(&causation, &correlation, &source))
+	require.Equal(t, []string{"cause", "conversation", "orders"}, []string{causation, correlation, source})
+}
+
+func TestDatabaseSQLTransactionsPublishToo(t *testing.T) {
+	w := newWorld(t, 2)
+	db, err := sql.Open("pgx", testenv.PostgresURL(t))
+	require.NoError(t, err)
+	defer db.Close()
+	tx, err := db.BeginTx(t.Context(), nil)
+	require.NoError(t, err)
+	require.NoError(t, Lock(t.Context(), SQLTx(tx), w.topic, "k", "l"))
+	e := event("k", "1")
+	e.Attributes = map[string]string{"a": "b"}
+	require.NoError(t, Publish(t.Context(), SQLTx(tx), w.topic, e, event("", "2")))
+	require.NoError(t, PublishAfter(t.Context(), SQLTx(tx), w.topic, time.Hour, event("k", "3")))
+	require.NoError(t, tx.Commit())
+	require.Equal(t, 2, w.rows("outbox"))
+	require.Equal(t, 1, w.rows("outbox_delayed"))
+}
+
+func TestPlainSQLPublishes(t *testing.T) {
+	w := newWorld(t, 8)
+	ctx := t.Context()
+	_, err := w.pool.Exec(ctx, `SELECT streamkeel.declare_topic($1, 8, $2)`, w.topic.Name, w.topic.Namespace)
+	require.NoError(t, err)
+	_, err = w.pool.Exec(ctx, `SELECT streamkeel.declare_topic($1, 4, $2)`, w.topic.Name, w.topic.Namespace)
+	require.ErrorContains(t, err, "declared differently")
+	insert := `INSERT INTO streamkeel.outbox (namespace, topic, key, type, data) VALUES ($1, $2, $3, $4, $5)`
+	keys := []string{"alpha", "beta", "gamma", "ключ", ""}
+	for _, key := range keys {
+		_, err := w.pool.Exec(ctx, insert, w.topic.Namespace, w.topic.Name, key, "order.placed", []byte(`{"n":1}`))
+		require.NoError(t, err)
+	}
+	start(t, w.relay())
+	w.eventually(len(keys))
+	seen := 0
+	for p := range w.topic.Count() {
+		for _, en := range w.entries(p) {
+			seen++
+			require.Equal(t, p, w.topic.Partition(&en.Event), "SQL and Go place key %q alike", en.Event.Key)
+			require.Regexp(t, `^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$`, en.Event.ID)
+		}
+	}
+	require.Equal(t, len(keys), seen)
+
+	for name, bad := range map[string][]any{
+		"event_name":       {w.topic.Namespace, w.topic.Name, "k", "", []byte("x")},
+		"event_key":        {w.topic.Namespace, w.topic.Name, strings.Repeat("k", 1025), "t", []byte("x")},
+		"event_data":       {w.topic.Namespace, w.topic.Name, "k", "t", make([]byte, stream.MaxData+1)},
+		"is not declared":  {w.topic.Namespace, "unknown", "k", "t", []byte("x")},
+		"invalid byte seq": {w.topic.Namespace, w.topic.Name, "k", "t\x00", []byte("x")},
+	} {
+		_, err := w.pool.Exec(ctx, insert, bad...)
+		require.ErrorContains(t, err, name)
+	}
+	for _, attributes := range []string{`[]`, `"x"`, `{"a":1}`, `{"A":"x"}`, `{"":"x"}`, `{"x":"` + strings.Repeat("y", 4097) + `"}`} {
+		_, err := w.pool.Exec(ctx, `INSERT INTO streamkeel.outbox (namespace, topic, type, attributes) VALUES ($1, $2, 't', $3::text::jsonb)`,
+			w.topic.Namespace, w.topic.Name, attributes)
+		require.ErrorContains(t, err, "event_attributes", attributes)
+	}
+}
+
+func TestPartitionsOfATopicSpreadOverTheShards(t *testing.T) {
+	w := newWorld(t, 16)
+	for i := range 400 {
+		w.publish(event(fmt.Sprint(i), fmt.Sprint(i)))
+	}
+	rows, err := w.pool.Query(t.Context(), `SELECT shard, count(DISTINCT partition) FROM streamkeel.outbox GROUP BY shard`)
+	require.NoError(t, err)
+	n := 0
+	var shard, partitions int
+	_, err = pgx.ForEachRow(rows, []any{&shard, &partitions}, func() error {
+		n++
+		require.Equal(t, 2, partitions)
+		return nil
+	})
+	require.NoError(t, err)
+	require.Equal(t, 8, n)
+}
+
+func TestLockMakesTransactionsOfAKeyTakeTurns(t *testing.T) {
+	w := newWorld(t, 1)
+	ctx := t.Context()
+	first, err := w.pool.Begin(ctx)
+	require.NoError(t, err)
+	defer first.Rollback(ctx)
+	require.NoError(t, Lock(ctx, first, w.topic, "a", "b"))
+
+	locked := make(chan error, 1)
+	go func() {
+		locked <- InTx(ctx, w.pool, func(tx pgx.Tx) error {
+			if err := Lock(ctx, tx, w.topic, "b", "a", "a"); err != nil {
+				return err
+			}
+			return Publish(ctx, tx, w.topic, event("a", "second"))
+		})
+	}()
+	require.NoError(t, InTx(ctx, w.pool, func(tx pgx.Tx) error { return Lock(ctx, tx, w.topic, "c") }), "another key is free")
+	require.Eventually(t, func() bool {
+		var waiting int
+		require.NoError(t, w.pool.QueryRow(ctx, `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`).Scan(&waiting))
+		return waiting == 1
+	}, patience, 5*time.Millisecond)
+	require.NoError(t, Publish(ctx, first, w.topic, event("a", "first")))
+	require.NoError(t, first.Commit(ctx))
+	require.NoError(t, <-locked)
+	start(t, w.relay())
+	w.eventually(2)
+	require.Equal(t, []string{"first", "second"}, w.ids())
+}

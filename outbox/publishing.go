@@ -1,0 +1,215 @@
+package outbox
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/streamkeel/streamkeel/internal/redisx"
+	"github.com/streamkeel/streamkeel/stream"
+)
+
+// progress is how far a batch is.
+type progress struct {
+	after       int64 // every row up to here is in Redis, or set aside
+	rows, bytes int64 // that were added
+	only        map[*target]bool
+}
+
+// publish brings the batch into Redis, wholly, whatever it takes. It returns an error only if the lease is lost or
+// ctx ends.
+func (s *shard) publish(ctx context.Context, b batch) error {
+	start := time.Now()
+	var at progress
+	for attempt := 0; ; attempt++ {
+		before := at.after
+		err := s.publishFrom(ctx, &b, &at)
+		if err == nil {
+			break
+		}
+		if at.after > before {
+			attempt = 0
+		}
+		if err := s.overcome(ctx, &b, &at, err, attempt); err != nil {
+			return err
+		}
+	}
+	if err := s.resume(ctx); err != nil {
+		return err
+	}
+	s.published.Store(b.number)
+	s.publishedAt = time.Now()
+	s.relay.observe(ctx, Observation{Moment: Published, Shard: s.number, Batch: b.number, Rows: at.rows, Bytes: at.bytes, Took: time.Since(start)})
+	return nil
+}
+
+// overcome does what an error asks for, so that the batch can be gone on with from at; or it returns an error
+// that ends the shard.
+func (s *shard) overcome(ctx context.Context, b *batch, at *progress, err error, attempt int) error {
+	var f *fault
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, errLeaseLost):
+		return err
+	case !errors.As(err, &f): // Postgres, or the connection to Redis
+		s.relay.failed(ctx, "publishing failed, and is tried again", s.number, err)
+		if !redisx.Pause(ctx, backoff(attempt)) {
+			return ctx.Err()
+		}
+		return nil
+	}
+	switch f.kind {
+	case faultNoScript:
+		err := s.insist(ctx, "loading the publish script failed", func() error {
+			return publishScript.Load(ctx, s.relay.rdb, f.target.stream)
+		})
+		return err
+	case faultUnavailable:
+		s.relay.failed(ctx, "Redis takes no rows, and is tried again", s.number, err)
+		if !redisx.Pause(ctx, backoff(attempt)) {
+			return ctx.Err()
+		}
+		s.relay.heal()
+		return nil
+	case faultGap, faultUnknown:
+		at.after = 0 // what Redis lost may be of this batch
+		if err := s.rewind(ctx, b, f); err != nil {
+			return err
+		}
+		return s.insist(ctx, "reading rows set aside failed", func() error { return s.loadAsideRows(ctx, b.number) })
+	case faultRefused:
+		return s.refuse(ctx, b, f)
+	default: // ahead, foreign
+		// A former owner that comes back finds the same: then there is nothing to be alarmed at.
+		err := s.insist(ctx, "publishing failed, and is tried again", func() error { return s.checkLease(ctx) })
+		if err != nil {
+			return err
+		}
+		return s.halt(ctx, b, stopOf(f))
+	}
+}
+
+// publishFrom publishes the batch's rows behind at.after.
+func (s *shard) publishFrom(ctx context.Context, b *batch, at *progress) error {
+	return s.eachPage(ctx, b, at.after, func(p *page) error {
+		last := p.rows[len(p.rows)-1].id
+		if err := s.publishPage(ctx, b, p, at); err != nil {
+			return err
+		}
+		at.after = last
+		return nil
+	})
+}
+
+// eachPage calls fn for the pages of the batch behind a row, in order, until it fails. The next page is read
+// while fn has one. As long as it takes it has a connection: not more than a part of the shards read at a time.
+func (s *shard) eachPage(ctx context.Context, b *batch, after int64, fn func(*page) error) error {
+	release, err := s.relay.readers.acquire(ctx, s.relay.countOwned)
+	if err != nil {
+		return err
+	}
+	defer release()
+	reading, stopReading := context.WithCancel(ctx)
+	defer stopReading()
+	pages, failed := make(chan *page), make(chan error, 1)
+	go func() {
+		defer close(pages)
+		failed <- s.relay.readPages(reading, s.number, b, after, pages)
+	}()
+	for p := range pages {
+		if err == nil {
+			if err = fn(p); err != nil {
+				stopReading()
+			}
+		}
+		p.free()
+	}
+	if readErr := <-failed; err == nil {
+		err = readErr
+	}
+	return err
+}
+
+// publishPage adds a page's rows to their streams, in one pipeline. A call names the row that must be in the
+// stream already, which makes one that was lost on the way visible to the next.
+func (s *shard) publishPage(ctx context.Context, b *batch, p *page, at *progress) error {
+	var calls []*call
+	for i := range p.rows {
+		w := &p.rows[i]
+		w.event.Sequence = stream.Position{Batch: b.number, Row: w.id}
+		t, err := s.place(ctx, b, w)
+		if err != nil {
+			s.closeCalls(calls)
+			return err
+		}
+		pos := w.event.Sequence
+		if t == nil || at.only != nil && !at.only[t] || pos.Compare(t.known) <= 0 {
+			continue
+		}
+		if !t.touched && at.only == nil {
+			t.touched = true
+			s.touched = append(s.touched, t)
+		}
+		if t.open == nil && pos.Compare(t.held) <= 0 { // it is there, since before this attempt
+			t.known = pos
+			continue
+		}
+		c := t.open
+		if c == nil || c.full() {
+			c = newCall(s.relay.system, b, t)
+			calls = append(calls, c)
+		}
+		c.add(w)
+	}
+	s.closeCalls(calls)
+	if !s.lease.held() {
+		return errLeaseLost
+	}
+	if err := s.writeAside(ctx, b); err != nil {
+		return err
+	}
+	if len(calls) == 0 {
+		return nil
+	}
+	return s.send(ctx, p, calls, at)
+}
+
+// closeCalls ends the page's calls: the next page begins new ones.
+func (s *shard) closeCalls(calls []*call) {
+	for _, c := range calls {
+		c.target.open = nil
+	}
+}
+
+// send runs the calls and takes in their replies. Of a stream's failures only the first says something: the
+// later calls lack what it should have added.
+func (s *shard) send(ctx context.Context, p *page, calls []*call, at *progress) error {
+	if err := s.relay.exec(ctx, calls); err != nil {
+		return err
+	}
+	var worst *fault
+	broken := map[*target]bool{}
+	for _, c := range calls {
+		if broken[c.target] {
+			continue
+		}
+		f := c.outcome()
+		if f == nil {
+			c.target.known = c.last
+			at.rows += int64(c.rows)
+			at.bytes += int64(c.size)
+			continue
+		}
+		if broken[c.target] = true; f.kind == faultRefused {
+			f.row = p.behind(c, c.target.held)
+		}
+		if worst == nil || f.kind > worst.kind {
+			worst = f
+		}
+	}
+	if worst != nil {
+		return worst
+	}
+	return nil
+}

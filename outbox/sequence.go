@@ -1,0 +1,157 @@
+package outbox
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/streamkeel/streamkeel/stream"
+)
+
+// sequence looks for rows of the shards that have nothing in hand, and freezes a batch for each that has
+// some, until ctx ends. One probe and one insert serve all of them.
+func (r *Relay) sequence(ctx context.Context) {
+	var idle []*shard
+	wait := r.config.PollMin
+	var last time.Time
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case s := <-r.ready:
+			idle = append(idle, s)
+			wait = r.config.PollMin
+		case <-r.awake:
+			wait = 0
+		case <-timer.C:
+		}
+		// No sooner than PollMin after the last round, so that what comes in quick succession shares a batch.
+		if pause := r.config.PollMin - time.Since(last); pause > 0 {
+			timer.Reset(pause)
+			continue
+		}
+		if wait > 0 && time.Since(last) < wait {
+			timer.Reset(wait - time.Since(last))
+			continue
+		}
+		idle = slices.DeleteFunc(idle, (*shard).stopping)
+		last = time.Now()
+		n, err := r.freezeReady(ctx, &idle)
+		switch {
+		case err != nil:
+			r.failed(ctx, "looking for rows failed", -1, err)
+			wait = min(max(wait*2, r.config.PollMax), time.Second)
+		case n > 0:
+			wait = r.config.PollMin
+		default:
+			wait = min(max(wait*3/2, r.config.PollMin), r.config.PollMax)
+		}
+		timer.Reset(wait)
+	}
+}
+
+// restAfter is when a shard that has had no rows for a while gets an empty batch, which says where all its streams are: the
+// rows of the batch before it are then no longer needed to know that, and may be dropped.
+const restAfter = time.Minute
+
+var probeSQL = query(`SELECT pg_current_snapshot()::text, {schema}.relay_probe($1::smallint[], $2::text[])`)
+
+// freezeReady does one round: the idle shards that have rows get a batch to publish and leave the list.
+func (r *Relay) freezeReady(ctx context.Context, idle *[]*shard) (int, error) {
+	if len(*idle) == 0 {
+		return 0, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	if n, err := r.retryReady(ctx, idle); n > 0 || err != nil {
+		return n, err
+	}
+	bases := make([]string, len(*idle))
+	for i, s := range *idle {
+		bases[i] = s.base.text
+	}
+	var at string
+	var found []int16
+	if err := r.pool.QueryRow(ctx, probeSQL, numbersOf(*idle), bases).Scan(&at, &found); err != nil {
+		return 0, fmt.Errorf("probe: %w", err)
+	}
+	present, err := parseSnapshot(at)
+	if err != nil {
+		return 0, fmt.Errorf("probe: %w", err)
+	}
+	var batches []frozen
+	for _, s := range *idle {
+		switch {
+		case slices.Contains(found, int16(s.number)): //nolint:gosec // at most maxShards
+			batches = append(batches, s.next())
+		case len(s.touched) > 0 && time.Since(s.publishedAt) > r.restAfter:
+			s.since = completeEvery
+			batches = append(batches, s.next())
+		default:
+			s.base = present // nothing lies between
+		}
+	}
+	if len(batches) == 0 {
+		return 0, nil
+	}
+	done, err := r.freeze(ctx, batches)
+	for _, f := range batches {
+		b, ok := done[f.shard.number]
+		if !ok {
+			// The lease is lost, or the batch was frozen and the reply is lost: the log tells.
+			f.shard.work <- batch{}
+			continue
+		}
+		f.shard.work <- b
+	}
+	*idle = slices.DeleteFunc(*idle, func(s *shard) bool {
+		return slices.ContainsFunc(batches, func(f frozen) bool { return f.shard == s })
+	})
+	return len(done), err
+}
+
+// retryEvery is how often the relay looks for refused rows that are wanted again.
+const retryEvery = time.Second
+
+// retryReady gives idle shards whose refused rows are wanted again a batch of these.
+func (r *Relay) retryReady(ctx context.Context, idle *[]*shard) (int, error) {
+	look := slices.DeleteFunc(slices.Clone(*idle), func(s *shard) bool { return time.Since(s.lookedAt) < retryEvery })
+	for _, s := range look {
+		s.lookedAt = time.Now()
+	}
+	done, err := r.freezeRetries(ctx, look)
+	*idle = slices.DeleteFunc(*idle, func(s *shard) bool { return slices.Contains(done, s) })
+	return len(done), err
+}
+
+// next returns the batch that comes after the last one.
+func (s *shard) next() frozen {
+	f := frozen{shard: s, number: max(s.last.number+1, s.above), tag: newTag(), from: s.base}
+	if f.complete = s.since+1 >= completeEvery; f.complete {
+		all := make(map[string]stream.Position, len(s.targets))
+		for name, t := range s.targets {
+			if !t.known.IsZero() {
+				all[name] = t.known
+			}
+		}
+		f.prev = texts(all)
+		return f
+	}
+	touched := make(map[string]stream.Position, len(s.touched))
+	for _, t := range s.touched {
+		touched[t.name] = t.known
+	}
+	f.prev = texts(touched)
+	return f
+}
+
+func newTag() string {
+	b := make([]byte, 8)
+	_, _ = rand.Read(b) // never fails
+	return hex.EncodeToString(b)
+}

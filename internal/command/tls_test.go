@@ -1,0 +1,88 @@
+package command_test
+
+import (
+	"errors"
+	"net/url"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/streamkeel/streamkeel/internal/command"
+	"github.com/streamkeel/streamkeel/internal/command/commandtest"
+)
+
+func check(t *testing.T, flags command.RedisFlags) error {
+	t.Helper()
+	cfg, faults := flags.Config("prog", &command.Secrets{})
+	require.NoError(t, errors.Join(faults...))
+	err := command.CheckRedis(t.Context(), cfg, 2*time.Second)
+	if err != nil {
+		require.True(t, command.IsUnfit(err))
+		require.NotContains(t, err.Error(), commandtest.Canary)
+	}
+	return err
+}
+
+func TestTLSVerifiesTheServerAndShowsACertificate(t *testing.T) {
+	t.Parallel()
+	certs := commandtest.NewCertificates(t, "")
+	addr := commandtest.TLSRedis(t, certs, commandtest.Canary)
+	good := command.RedisFlags{
+		URL:    "rediss://" + url.UserPassword("default", commandtest.Canary).String() + "@" + addr,
+		CAFile: certs.CA, CertFile: certs.ClientCert, KeyFile: certs.ClientKey,
+	}
+	require.NoError(t, check(t, good))
+
+	other := commandtest.NewCertificates(t, "")
+	for _, c := range []struct {
+		edit func(*command.RedisFlags)
+		part string
+	}{
+		{func(f *command.RedisFlags) { f.CAFile = "" }, "name the authority with --redis-ca-file"},
+		{func(f *command.RedisFlags) { f.CAFile = other.CA }, "name the authority with --redis-ca-file"},
+		{func(f *command.RedisFlags) { f.ServerName = "redis.example.com" }, "--redis-server-name"},
+		{func(f *command.RedisFlags) { f.CertFile, f.KeyFile = "", "" }, "--redis-cert-file"},
+		{func(f *command.RedisFlags) { f.CertFile, f.KeyFile = other.ClientCert, other.ClientKey }, "--redis-cert-file"},
+		{func(f *command.RedisFlags) {
+			f.URL, f.CAFile, f.CertFile, f.KeyFile = "redis://"+addr, "", "", ""
+		}, "whether it wants TLS"},
+	} {
+		flags := good
+		c.edit(&flags)
+		require.ErrorContains(t, check(t, flags), c.part)
+	}
+}
+
+func TestServerNameStandsInForTheHost(t *testing.T) {
+	t.Parallel()
+	certs := commandtest.NewCertificates(t, "redis.example.com")
+	addr := commandtest.TLSRedis(t, certs, commandtest.Canary)
+	flags := command.RedisFlags{
+		URL:    "rediss://" + url.UserPassword("", commandtest.Canary).String() + "@" + addr,
+		CAFile: certs.CA, CertFile: certs.ClientCert, KeyFile: certs.ClientKey,
+	}
+	require.ErrorContains(t, check(t, flags), "--redis-server-name")
+	flags.ServerName = "redis.example.com"
+	require.NoError(t, check(t, flags))
+}
+
+func TestRenewedCertificateIsUsedWithoutARestart(t *testing.T) {
+	t.Parallel()
+	certs, other := commandtest.NewCertificates(t, ""), commandtest.NewCertificates(t, "")
+	addr := commandtest.TLSRedis(t, certs, commandtest.Canary)
+	flags := command.RedisFlags{
+		URL:    "rediss://" + url.UserPassword("", commandtest.Canary).String() + "@" + addr,
+		CAFile: certs.CA, CertFile: other.ClientCert, KeyFile: other.ClientKey,
+	}
+	cfg, faults := flags.Config("prog", &command.Secrets{})
+	require.Empty(t, faults)
+	require.Error(t, command.CheckRedis(t.Context(), cfg, time.Second))
+	for from, to := range map[string]string{certs.ClientCert: other.ClientCert, certs.ClientKey: other.ClientKey} {
+		content, err := os.ReadFile(from)
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(to, content, 0o600))
+	}
+	require.NoError(t, command.CheckRedis(t.Context(), cfg, 2*time.Second))
+}

@@ -33,9 +33,14 @@ func lines(t *testing.T, c prometheus.Collector) string {
 	t.Helper()
 	registry := prometheus.NewRegistry()
 	require.NoError(t, registry.Register(c))
-	text, err := testutil.CollectAndFormat(c, expfmt.TypeTextPlain)
+	families, err := registry.Gather()
 	require.NoError(t, err)
-	return string(text)
+	var text strings.Builder
+	for _, family := range families {
+		_, err := expfmt.MetricFamilyToText(&text, family)
+		require.NoError(t, err)
+	}
+	return text.String()
 }
 
 func TestConsumersAreCountedByHowDeliveriesEnd(t *testing.T) {
@@ -119,7 +124,11 @@ func TestProjectionsAreCounted(t *testing.T) {
 	m := telemetry.NewMetrics(telemetry.MetricsConfig{})
 	for _, o := range []projection.Observation{
 		{Moment: projection.Applied, Events: 5, Skipped: 2, Took: time.Millisecond},
-		{Moment: projection.Failed}, {Moment: projection.Malformed}, {Moment: projection.Rewound}, {Moment: projection.Waiting}, {Moment: projection.Halted},
+		{Moment: projection.Failed},
+		{Moment: projection.Malformed},
+		{Moment: projection.Rewound},
+		{Moment: projection.Waiting},
+		{Moment: projection.Halted},
 	} {
 		o.Projection = "totals"
 		m.Projection().Observe(t.Context(), o)
@@ -233,7 +242,7 @@ func TestEveryMetricIsDocumentedWithItsLabels(t *testing.T) {
 	file, err := os.Open("../docs/operations.md")
 	require.NoError(t, err)
 	defer file.Close()
-	row := regexp.MustCompile("^\\| `(streamkeel_[a-z_]+)` \\| ([^|]*) \\|")
+	row := regexp.MustCompile("^\\| `(streamkeel_[a-z_]+)` \\|([^|]*)\\|")
 	lines := bufio.NewScanner(file)
 	for lines.Scan() {
 		if match := row.FindStringSubmatch(lines.Text()); match != nil {

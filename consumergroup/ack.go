@@ -117,7 +117,7 @@ func (l *lane) waiting() bool {
 }
 
 // beat tells the group that this consumer lives, and extends what it has had in hand for a
-// third of MinIdle. A handler that has outrun HandlerTimeout is not spoken for.
+// third of MinIdle. A handler that has outrun its time is not spoken for.
 func (c *Consumer) beat(ctx context.Context) {
 	third := c.cfg.MinIdle / 3
 	var told time.Time
@@ -131,7 +131,7 @@ func (c *Consumer) beat(ctx context.Context) {
 			}
 		}
 		c.hand.each(func(d *delivery) {
-			overdue := d.state == running && now.Sub(d.started) > c.cfg.HandlerTimeout
+			overdue := d.state == running && now.After(d.deadline)
 			if now.Sub(d.extended) >= third && !overdue {
 				held[d.lane] = append(held[d.lane], d)
 			}

@@ -23,6 +23,9 @@ type Config struct {
 	Group string
 	// Handler handles the events: a [Mux], or anything else.
 	Handler Handler
+	// Middleware wraps Handler, the first given outermost: see [Logging], [Recovery],
+	// [Timeout], [Validation].
+	Middleware []Middleware
 	// Start is where a new group begins. Default FromStart: nothing is missed. A group that
 	// exists goes on where it is.
 	Start Start
@@ -146,6 +149,11 @@ func (c Config) validate(rdb redis.UniversalClient) error {
 	case *Mux:
 		if err := h.err(); err != nil {
 			faults = append(faults, err)
+		}
+	}
+	for i, m := range c.Middleware {
+		if m == nil {
+			fault("Middleware[%d] is nil", i)
 		}
 	}
 	if c.Concurrency < 1 || c.Concurrency > maxConcurrency {

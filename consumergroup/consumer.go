@@ -38,6 +38,7 @@ import (
 type Consumer struct {
 	rdb        redis.UniversalClient
 	cfg        Config
+	handler    Handler // with the middleware, and a recovery around all
 	name       string
 	log        *quiet.Log
 	partitions []*partition
@@ -66,7 +67,7 @@ func New(rdb redis.UniversalClient, config Config) (*Consumer, error) {
 		return nil, err
 	}
 	c := &Consumer{
-		rdb: rdb, cfg: cfg, name: cfg.Name + "-" + rand.Text()[:12], log: quiet.New(cfg.Logger.With("group", cfg.Group)),
+		rdb: rdb, cfg: cfg, handler: Recovery()(chain(cfg.Handler, cfg.Middleware)), name: cfg.Name + "-" + rand.Text()[:12], log: quiet.New(cfg.Logger.With("group", cfg.Group)),
 		lanes: map[string]*lane{}, work: make(chan *delivery, maxRead), room: make(chan struct{}, 1), ackReady: make(chan struct{}, 1), draining: make(chan struct{}),
 		hand: hand{batches: map[*batch]struct{}{}},
 	}

@@ -20,7 +20,7 @@ type delivery struct {
 	mu       sync.Mutex
 	state    state
 	extended time.Time               // when it was read, or its idle time last reset
-	started  time.Time               // when its handler started
+	deadline time.Time               // until when its handler may run
 	cancel   context.CancelCauseFunc // ends its handler's context
 }
 
@@ -38,13 +38,14 @@ const (
 func suspect(before pel.Carried) bool { return before.Deliveries > before.Attempts }
 
 // start takes the delivery for a worker; it fails where the entry went elsewhere meanwhile.
-func (d *delivery) start(cancel context.CancelCauseFunc) bool {
+func (d *delivery) start(cancel context.CancelCauseFunc, timeout time.Duration) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.state != waiting {
 		return false
 	}
-	d.state, d.started, d.cancel = running, time.Now(), cancel
+	d.state, d.cancel = running, cancel
+	d.deadline = time.Now().Add(timeout)
 	return true
 }
 

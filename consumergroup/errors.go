@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/streamkeel/streamkeel/dlq"
 	"github.com/streamkeel/streamkeel/internal/redisx"
 	"github.com/streamkeel/streamkeel/stream"
 )
@@ -38,7 +39,10 @@ const (
 	UnavailableError
 )
 
-type permanentError struct{ err error }
+type permanentError struct {
+	err    error
+	reason dlq.Reason
+}
 
 func (e permanentError) Error() string { return e.err.Error() }
 func (e permanentError) Unwrap() error { return e.err }
@@ -48,8 +52,21 @@ func Permanent(err error) error {
 	if err == nil {
 		return nil
 	}
-	return permanentError{err}
+	return permanentError{err, dlq.ReasonPermanent}
 }
+
+// DeadLetter is what a handler returns to make the event a letter with reason "manual" and
+// this text. It counts as an attempt.
+func DeadLetter(text string) error { return permanentError{errors.New(text), dlq.ReasonManual} }
+
+type releaseError struct{ delay time.Duration }
+
+func (e releaseError) Error() string { return fmt.Sprintf("given back for %s", e.delay) }
+
+// Release is what a handler returns to give the event back to the group, for it or another
+// consumer to handle in d; neither an attempt nor a delivery is counted, so that nothing
+// ends an event which is released for ever.
+func Release(d time.Duration) error { return releaseError{max(d, 0)} }
 
 type unavailableError struct{ err error }
 
@@ -72,6 +89,10 @@ type retryAfterError struct {
 
 func (e retryAfterError) Error() string { return fmt.Sprintf("%s (retry after %s)", e.err, e.delay) }
 func (e retryAfterError) Unwrap() error { return e.err }
+
+// Retry is what a handler returns to be called again for the event in d. It is RetryAfter
+// where there is no error to tell.
+func Retry(d time.Duration) error { return RetryAfter(errors.New("retry wanted"), d) }
 
 // RetryAfter marks err so that the next attempt comes after d, instead of by the policy's
 // backoff. It counts as an attempt like any other.

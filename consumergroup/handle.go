@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime/debug"
 	"time"
 
 	"github.com/streamkeel/streamkeel/dlq"
@@ -38,7 +37,7 @@ func (c *Consumer) worker(workCtx, endCtx context.Context) {
 func (c *Consumer) handle(workCtx, endCtx context.Context, d *delivery) {
 	ctx, cancel := context.WithCancelCause(workCtx)
 	defer cancel(nil)
-	if !d.start(cancel) {
+	if !d.start(cancel, c.cfg.HandlerTimeout) {
 		return
 	}
 	if reason, err := c.unfit(d); err != nil {
@@ -79,9 +78,10 @@ func (c *Consumer) unfit(d *delivery) (dlq.Reason, error) {
 }
 
 // call runs the handler; a panic is an error.
-func (c *Consumer) call(ctx context.Context, d *delivery) (err error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.HandlerTimeout, ErrHandlerTimeout)
-	defer cancel()
+func (c *Consumer) call(ctx context.Context, d *delivery) error {
+	hc := newHandlerContext(ctx, d)
+	defer hc.timer.Stop()
+	ctx = hc
 	originStream, originID := d.entry.Stream, d.entry.ID
 	if d.lane.retry {
 		originStream, originID = dlq.ParseOrigin(d.carried.Origin)
@@ -91,13 +91,11 @@ func (c *Consumer) call(ctx context.Context, d *delivery) (err error) {
 		Topic: d.lane.p.topic.Name, Group: c.cfg.Group, Consumer: c.name, Stream: originStream, ID: originID,
 		Attempt: d.carried.Attempts + 1, Deliveries: d.carried.Deliveries, FirstSeen: d.carried.First,
 	})
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("consumergroup: handler panicked: %v", p)
-			c.log.Error(ctx, "handler panicked", d.entry.Event.Type, err, "event", d.entry.Event.ID, "stack", string(debug.Stack()))
-		}
-	}()
-	err = c.cfg.Handler.Handle(ctx, d.entry.Event)
+	err := c.handler.Handle(ctx, d.entry.Event)
+	var panicked *PanicError
+	if errors.As(err, &panicked) {
+		c.log.Error(ctx, "handler panicked", d.entry.Event.Type, err, "event", d.entry.Event.ID, "stack", string(panicked.Stack))
+	}
 	if err != nil && errors.Is(context.Cause(ctx), ErrStopped) {
 		return errors.Join(ErrStopped, err)
 	}
@@ -109,6 +107,12 @@ func (c *Consumer) failure(ctx context.Context, d *delivery, err error) pel.Sett
 	st := pel.Settlement{Carried: d.carried, Error: err.Error()}
 	if errors.Is(err, ErrStopped) {
 		st.Outcome = pel.Release
+		st.Carried.Deliveries--
+		return st
+	}
+	var released releaseError
+	if errors.As(err, &released) {
+		st.Outcome, st.Delay = pel.Retry, released.delay
 		st.Carried.Deliveries--
 		return st
 	}
@@ -134,7 +138,10 @@ func (c *Consumer) failure(ctx context.Context, d *delivery, err error) pel.Sett
 }
 
 func permanentReason(err error) dlq.Reason {
+	var permanent permanentError
 	switch {
+	case errors.As(err, &permanent) && permanent.reason == dlq.ReasonManual:
+		return dlq.ReasonManual
 	case errors.Is(err, stream.ErrUndecodable), errors.Is(err, stream.ErrMalformed):
 		return dlq.ReasonUndecodable
 	case errors.Is(err, stream.ErrInvalid):
@@ -174,7 +181,7 @@ func (c *Consumer) report(ctx context.Context, d *delivery, st pel.Settlement, s
 	}
 	moment := map[pel.Outcome]Moment{pel.Retry: Retried, pel.DeadLetter: DeadLettered, pel.Release: Released}[st.Outcome]
 	if st.Outcome == pel.Retry && st.Carried.Attempts == d.carried.Attempts {
-		moment = Released // an outage: nothing was counted
+		moment = Released // by its handler, or in an outage: nothing was counted
 	}
 	c.observe(ctx, moment, d, func(o *Observation) {
 		o.Attempt, o.Deliveries = st.Carried.Attempts, st.Carried.Deliveries

@@ -2,14 +2,24 @@ package consumergroup
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/streamkeel/streamkeel/stream"
 )
 
-// Handler handles one delivery of an event. Nil acks it. An error retries it by the
-// group's policy, unless it is [Permanent], [RetryAfter] or [Unavailable]. A panic is a
-// failed attempt.
+// Handler handles one delivery of an event. What it returns says how the delivery ends:
+//
+//	nil                       acks it
+//	an error                  retries it by the group's policy, up to MaxAttempts
+//	Retry(d), RetryAfter(…)   retries it in d; an attempt like any other
+//	Permanent(err)            makes it a letter at once
+//	DeadLetter(text)          makes it a letter at once, with reason "manual"
+//	Release(d)                gives it back, to be handled in d; nothing is counted
+//	Unavailable(err)          gives it back and pauses the consumer; nothing is counted
+//
+// A panic is a failed attempt. A handler that needs longer than HandlerTimeout says so
+// with [Extend].
 //
 // The context carries the delivery's [Metadata], makes events that are published with it
 // caused by this one, and ends when HandlerTimeout passes, when the consumer is told to
@@ -23,9 +33,6 @@ type HandlerFunc func(ctx context.Context, e stream.Event) error
 
 // Handle calls the function.
 func (f HandlerFunc) Handle(ctx context.Context, e stream.Event) error { return f(ctx, e) }
-
-// Middleware wraps a handler in another.
-type Middleware func(Handler) Handler
 
 // Metadata tells where and how often an event was delivered.
 type Metadata struct {
@@ -52,4 +59,62 @@ func MetadataFrom(ctx context.Context) (Metadata, bool) {
 // WithMetadata returns a context with the metadata, for tests of handlers.
 func WithMetadata(ctx context.Context, m Metadata) context.Context {
 	return context.WithValue(ctx, metadataKey{}, m)
+}
+
+// handlerContext ends when the delivery's time is over, which the handler may put off.
+type handlerContext struct {
+	context.Context
+	d     *delivery
+	timer *time.Timer
+}
+
+type handlerContextKey struct{}
+
+func newHandlerContext(ctx context.Context, d *delivery) *handlerContext {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return &handlerContext{ctx, d, time.AfterFunc(time.Until(d.deadline), func() { d.cancel(ErrHandlerTimeout) })}
+}
+
+func (c *handlerContext) Deadline() (time.Time, bool) {
+	c.d.mu.Lock()
+	defer c.d.mu.Unlock()
+	return c.d.deadline, true
+}
+
+func (c *handlerContext) Err() error {
+	if err := c.Context.Err(); err == nil || context.Cause(c.Context) != ErrHandlerTimeout {
+		return err
+	}
+	return context.DeadlineExceeded
+}
+
+func (c *handlerContext) Value(key any) any {
+	if key == (handlerContextKey{}) {
+		return c
+	}
+	return c.Context.Value(key)
+}
+
+// Extend gives the handler that ctx was made for d from now, instead of what is left of
+// HandlerTimeout, and keeps its entry from being taken over meanwhile. The error is the
+// reason why ctx ended, where it has, or says that ctx is none of a handler. A context that
+// the handler itself derived with a deadline keeps that.
+func Extend(ctx context.Context, d time.Duration) error {
+	c, ok := ctx.Value(handlerContextKey{}).(*handlerContext)
+	if !ok {
+		return fmt.Errorf("consumergroup: Extend: %w context: it is none of a handler", ErrInvalid)
+	}
+	if d <= 0 {
+		return fmt.Errorf("consumergroup: Extend: %w duration %s: it must be positive", ErrInvalid, d)
+	}
+	c.d.mu.Lock()
+	c.d.deadline = time.Now().Add(d)
+	c.timer.Reset(d)
+	c.d.mu.Unlock()
+	if c.Context.Err() != nil {
+		c.timer.Stop()
+		return fmt.Errorf("consumergroup: Extend: %w", context.Cause(c.Context))
+	}
+	return nil
 }

@@ -134,12 +134,6 @@ func (l *ledger) count(id string) int {
 	return l.times[id]
 }
 
-func (l *ledger) size() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return len(l.times)
-}
-
 func (l *ledger) eventually(t testing.TB, events []stream.Event, times int) {
 	t.Helper()
 	require.Eventually(t, func() bool {

@@ -62,10 +62,7 @@ func (m *Mux) Handle(ctx context.Context, e stream.Event) error {
 	if h == nil {
 		return ErrUnhandled
 	}
-	for i := len(m.middleware) - 1; i >= 0; i-- {
-		h = m.middleware[i](h)
-	}
-	return h.Handle(ctx, e)
+	return chain(h, m.middleware).Handle(ctx, e)
 }
 
 func (m *Mux) err() error {

@@ -15,6 +15,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/vmihailenco/msgpack/v5"
+
 	"github.com/streamkeel/streamkeel/stream"
 )
 
@@ -53,9 +55,28 @@ type Letter struct {
 	// given back before.
 	Attempts, Deliveries, Redrives int
 	FirstSeen, Died                time.Time
+	// First is its first death, which redriving and dying again does not change.
+	First Death
+	// Edit says who changed the payload in redriving; its At is zero for nobody.
+	Edit Edited
 	// Entry is the entry with its fields as they were written. Entry.Err tells why it is
 	// no event, where it is none.
 	Entry stream.Entry
+}
+
+// Death says when and why an event became a letter.
+type Death struct {
+	At     time.Time
+	Reason Reason
+	Error  string
+}
+
+// Edited says that the payload is no longer the one that was published.
+type Edited struct {
+	At time.Time // the last time
+	By string    // who said so then, or ""
+	// Original is the SHA-256 of the payload that was published, in hex.
+	Original string
 }
 
 // Ref names the letter in one word, "partition/ID", as the command line shows and takes it.
@@ -80,8 +101,12 @@ func ParseRef(s string) (Ref, error) {
 	return Ref{p, id}, nil
 }
 
-// Fields returns the event's own fields as they were written, name after value.
+// Fields returns the event's own fields as they were written, name after value. There are
+// none where the entry was trimmed before it was handled.
 func (l *Letter) Fields() []string {
+	if packed := l.Entry.Book["packed"]; packed != "" {
+		return unpack(packed)
+	}
 	var fields []string
 	for name, value := range l.Entry.Fields() {
 		if !strings.HasPrefix(name, "sk-") {
@@ -89,6 +114,25 @@ func (l *Letter) Fields() []string {
 		}
 	}
 	return fields
+}
+
+// unpack reads the msgpack list of strings that lib.lua makes of an entry with very many
+// fields. What somebody else wrote there is read as far as it is one.
+func unpack(packed string) []string {
+	dec := msgpack.NewDecoder(strings.NewReader(packed))
+	n, err := dec.DecodeArrayLen()
+	if err != nil {
+		return nil
+	}
+	var fields []string
+	for range n {
+		s, err := dec.DecodeString()
+		if err != nil {
+			break
+		}
+		fields = append(fields, s)
+	}
+	return fields[:len(fields)/2*2]
 }
 
 func letterOf(partition int, en stream.Entry) Letter {
@@ -100,7 +144,38 @@ func letterOf(partition int, en stream.Entry) Letter {
 		FirstSeen: millis(en.Book["first"]), Died: millis(en.Book["died"]),
 	}
 	l.OriginStream, l.OriginID = ParseOrigin(en.Book["origin"])
+	l.First = Death{millis(en.Book["firstdied"]), Reason(en.Book["firstreason"]), en.Book["firsterror"]}
+	if l.First.At.IsZero() {
+		l.First = Death{l.Died, l.Reason, l.Error}
+	}
+	l.Edit = Edited{millis(en.Book["edited"]), en.Book["editor"], en.Book["original"]}
 	return l
+}
+
+// History is what redriving wrote into an event's bookkeeping. It goes with the event
+// through every retry, and into its next letter.
+type History [len(historyFields)]string
+
+// historyFields are the fields of History, without their prefix. packed holds the fields of
+// an entry that has very many.
+var historyFields = [...]string{"firstdied", "firstreason", "firsterror", "edited", "editor", "original", "packed"}
+
+// HistoryIn returns the history that an entry of a retry stream brings with it.
+func HistoryIn(en *stream.Entry) (h History) {
+	for i, name := range historyFields {
+		h[i] = en.Book[name]
+	}
+	return h
+}
+
+// AppendFields appends the history as it stands on the wire.
+func (h *History) AppendFields(args []any) []any {
+	for i, name := range historyFields {
+		if h[i] != "" {
+			args = append(args, "sk-"+name, h[i])
+		}
+	}
+	return args
 }
 
 // Origin writes where an entry stood as one word: the stream's key, a slash, the ID.

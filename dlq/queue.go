@@ -2,23 +2,15 @@ package dlq
 
 import (
 	"context"
-	_ "embed"
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
-	"strings"
-	"time"
 
 	"github.com/redis/go-redis/v9"
 
 	"github.com/streamkeel/streamkeel/internal/redisx"
 	"github.com/streamkeel/streamkeel/stream"
-)
-
-var (
-	//go:embed lua/redrive.lua
-	redriveText   string
-	redriveScript = redisx.NewScript(redriveText)
 )
 
 // Queue is the dead letters of one group of one topic.
@@ -61,25 +53,6 @@ func (q *Queue) Count(ctx context.Context) (int64, error) {
 	return total, nil
 }
 
-// Filter selects letters; the zero Filter selects all.
-type Filter struct {
-	Reasons []Reason  // one of these
-	Types   []string  // one of these event types
-	Key     string    // the event's key
-	Error   string    // a part of the error's text
-	Since   time.Time // died then or later
-	Until   time.Time // died before
-}
-
-func (f Filter) matches(l *Letter) bool {
-	return (len(f.Reasons) == 0 || slices.Contains(f.Reasons, l.Reason)) &&
-		(len(f.Types) == 0 || slices.Contains(f.Types, l.Entry.Event.Type)) &&
-		(f.Key == "" || f.Key == l.Entry.Event.Key) &&
-		strings.Contains(l.Error, f.Error) &&
-		(f.Since.IsZero() || !l.Died.Before(f.Since)) &&
-		(f.Until.IsZero() || l.Died.Before(f.Until))
-}
-
 // Page is a part of a list.
 type Page struct {
 	Letters []Letter
@@ -87,11 +60,12 @@ type Page struct {
 	Next string
 }
 
-// The page size of List, and how many letters a read takes.
+// The page size of List, and how many letters a read or a call takes.
 const (
 	defaultLimit = 100
 	maxLimit     = 1000
 	readCount    = 100
+	callBytes    = 256 << 10 // of letters that one call of a script takes
 )
 
 // List returns letters that match, partition by partition, oldest first, at most limit
@@ -103,6 +77,9 @@ func (q *Queue) List(ctx context.Context, f Filter, next string, limit int) (Pag
 	if limit == 0 {
 		limit = defaultLimit
 	}
+	if err := f.validate(); err != nil {
+		return Page{}, err
+	}
 	from := Ref{}
 	if next != "" {
 		var err error
@@ -113,7 +90,7 @@ func (q *Queue) List(ctx context.Context, f Filter, next string, limit int) (Pag
 	page := Page{}
 	for p := from.Partition; p < q.topic.Count(); p++ {
 		for {
-			letters, err := q.read(ctx, p, from.ID)
+			letters, err := q.read(ctx, p, f.from(from.ID), "+")
 			if err != nil {
 				return Page{}, err
 			}
@@ -141,18 +118,58 @@ func (q *Queue) Get(ctx context.Context, ref Ref) (Letter, error) {
 	if err := q.check(ref); err != nil {
 		return Letter{}, err
 	}
-	letters, err := q.read(ctx, ref.Partition, ref.ID)
+	letters, err := q.read(ctx, ref.Partition, ref.ID, ref.ID.String())
 	if err != nil {
 		return Letter{}, err
 	}
-	if len(letters) == 0 || letters[0].ID != ref.ID {
+	if len(letters) == 0 {
 		return Letter{}, q.missing(ref)
 	}
 	return letters[0], nil
 }
 
-func (q *Queue) read(ctx context.Context, p int, from stream.ID) ([]Letter, error) {
-	reply, err := redisx.Raw(ctx, q.rdb, "xrange", q.deadKey(p), from.String(), "+", "count", readCount)
+// All returns the letters that match, partition by partition, oldest first, as one sequence.
+// Of each partition it takes those that were there when its turn came: a letter that is given
+// back meanwhile and dies again is not met twice. An error, which is yielded, ends it.
+func (q *Queue) All(ctx context.Context, f Filter) iter.Seq2[Letter, error] {
+	return func(yield func(Letter, error) bool) {
+		err := f.validate()
+		for p := 0; err == nil && p < q.topic.Count(); p++ {
+			var more bool
+			if more, err = q.allOf(ctx, p, f, yield); !more {
+				break
+			}
+		}
+		if err != nil {
+			yield(Letter{}, err)
+		}
+	}
+}
+
+func (q *Queue) allOf(ctx context.Context, p int, f Filter, yield func(Letter, error) bool) (more bool, err error) {
+	last, err := q.rdb.XRevRangeN(ctx, q.deadKey(p), "+", "-", 1).Result()
+	if err != nil || len(last) == 0 {
+		return err == nil, q.fail("read", err)
+	}
+	for from := f.from(stream.ID{}); ; {
+		letters, err := q.read(ctx, p, from, last[0].ID)
+		if err != nil {
+			return false, err
+		}
+		for i := range letters {
+			if f.matches(&letters[i]) && !yield(letters[i], nil) {
+				return false, nil
+			}
+		}
+		if len(letters) < readCount {
+			return true, nil
+		}
+		from = letters[len(letters)-1].ID.Next()
+	}
+}
+
+func (q *Queue) read(ctx context.Context, p int, from stream.ID, to string) ([]Letter, error) {
+	reply, err := redisx.Raw(ctx, q.rdb, "xrange", q.deadKey(p), from.String(), to, "count", readCount)
 	if err != nil {
 		return nil, q.fail("read", err)
 	}
@@ -171,37 +188,6 @@ func (q *Queue) read(ctx context.Context, p int, from stream.ID) ([]Letter, erro
 	}
 	return letters, nil
 }
-
-// Redrive gives letters back to their group: they are handled again, with attempts and
-// deliveries reset, and no other group sees them. A letter and its return are one step.
-// It returns how many went back; the error joins ErrNotFound for each that was not there
-// and ErrNoBody for each of which nothing is left to handle.
-func (q *Queue) Redrive(ctx context.Context, refs ...Ref) (int, error) {
-	done := 0
-	var faults []error
-	err := q.eachPartition(refs, func(p int, refs []Ref) error {
-		keys := []string{q.deadKey(p), stream.KeyRetry.Key(q.topic.StreamKey(p), q.group)}
-		replies, err := redriveScript.Run(ctx, q.rdb, keys, ids(refs)...).Int64Slice()
-		if err != nil {
-			return q.fail("redrive", err)
-		}
-		for i, reply := range replies {
-			switch reply {
-			case 1:
-				done++
-			case 0:
-				faults = append(faults, q.missing(refs[i]))
-			default:
-				faults = append(faults, fmt.Errorf("dlq: letter %s: %w", refs[i], ErrNoBody))
-			}
-		}
-		return nil
-	})
-	return done, errors.Join(append(faults, err)...)
-}
-
-// ErrNoBody says that a letter cannot go back: its entry was trimmed before it was handled.
-var ErrNoBody = errors.New("nothing is left of the event; purge the letter")
 
 // Purge deletes letters for good, and returns how many there were.
 func (q *Queue) Purge(ctx context.Context, refs ...Ref) (int, error) {
@@ -259,5 +245,8 @@ func (q *Queue) missing(ref Ref) error {
 }
 
 func (q *Queue) fail(what string, err error) error {
+	if err == nil {
+		return nil
+	}
 	return fmt.Errorf("dlq: %s letters of group %s, topic %s: %w", what, q.group, q.topic.Name, err)
 }

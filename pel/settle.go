@@ -78,6 +78,8 @@ type Carried struct {
 	// Attempts counts handler runs, Deliveries hand-overs, Redrives redrives.
 	Attempts, Deliveries, Redrives int
 	First                          time.Time
+	// History is what redriving wrote: the first death, and edits.
+	History dlq.History
 }
 
 // CarriedBy returns the bookkeeping that an entry of a retry stream brings with it. One
@@ -90,6 +92,7 @@ func CarriedBy(en *stream.Entry, fromRetry bool) Carried {
 	c := Carried{
 		Origin: en.Book["origin"], Attempts: count(en.Book["attempts"]),
 		Deliveries: count(en.Book["deliveries"]), Redrives: count(en.Book["redrives"]),
+		History: dlq.HistoryIn(en),
 	}
 	if n := count(en.Book["first"]); n > 0 {
 		c.First = time.UnixMilli(int64(n)).UTC()
@@ -203,6 +206,7 @@ func (s *Settler) appendBook(args []any, st *Settlement) []any {
 	if c.Redrives > 0 {
 		args = append(args, "sk-redrives", c.Redrives)
 	}
+	args = c.History.AppendFields(args)
 	if st.Error != "" {
 		args = append(args, "sk-error", strings.ToValidUTF8(st.Error[:min(len(st.Error), maxError)], "?"))
 	}

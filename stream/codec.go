@@ -35,8 +35,8 @@ var (
 	JSON Codec = jsonCodec{}
 )
 
-// codecFor returns the codec that reads a content type, or nil.
-func codecFor(contentType string) Codec {
+// CodecFor returns the codec that reads a content type, or nil.
+func CodecFor(contentType string) Codec {
 	base, _, _ := strings.Cut(contentType, ";")
 	switch base = strings.TrimSpace(base); {
 	case base == "", base == ContentTypeMsgpack, base == "application/msgpack", base == "application/x-msgpack":

@@ -112,7 +112,7 @@ func (d Definition[T]) Decode(e Event) (T, error) {
 	}
 	codec := d.config.Codec
 	if e.ContentType != codec.ContentType() {
-		if codec = codecFor(e.ContentType); codec == nil {
+		if codec = CodecFor(e.ContentType); codec == nil {
 			return v, fmt.Errorf("stream: %w: content type %.100q of event %s has no codec", ErrUndecodable, e.ContentType, e.ID)
 		}
 	}

@@ -30,7 +30,10 @@ local function split(fields)
 end
 
 -- BOOK is the order in which bookkeeping is written; what is not named here is dropped.
-local BOOK = { 'origin', 'group', 'consumer', 'attempts', 'deliveries', 'reason', 'error', 'first', 'died', 'redrives', 'packed' }
+local BOOK = {
+  'origin', 'group', 'consumer', 'attempts', 'deliveries', 'reason', 'error', 'first', 'died', 'redrives',
+  'firstdied', 'firstreason', 'firsterror', 'edited', 'editor', 'original', 'packed',
+}
 
 -- add appends an entry of the event's fields and the bookkeeping to a stream. Lua can
 -- pass some 8,000 arguments: an entry of more fields, which no Streamkeel writes, is

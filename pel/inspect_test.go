@@ -277,3 +277,35 @@ func TestEntriesGoThroughALongListInBoundedCalls(t *testing.T) {
 	}
 	require.Len(t, seen, n)
 }
+
+func TestLagIsSetRightAfterARestartOnceTheGroupHasReadAll(t *testing.T) {
+	t.Parallel()
+	server := testenv.PrivateRedis(t, servers.RedisConfig{AppendOnly: true, Quiet: true})
+	f := &fixture{t: t, rdb: testenv.RedisClient(t, server.URL()), keys: pel.KeysOf("sk:orders.0", "billing")}
+	_, err := pel.Ensure(t.Context(), f.rdb, f.keys, "0")
+	require.NoError(t, err)
+	f.deliver("c1")
+	require.NoError(t, f.rdb.BgRewriteAOF(t.Context()).Err()) // it writes how much was read, and what follows does not
+	require.Eventually(t, func() bool {
+		info, err := f.rdb.InfoMap(t.Context(), "persistence").Result()
+		return err == nil && info["Persistence"]["aof_rewrite_in_progress"] == "0" && info["Persistence"]["aof_rewrite_scheduled"] == "0"
+	}, 30*time.Second, 10*time.Millisecond)
+	for range 2 {
+		f.deliver("c1")
+	}
+	require.NoError(t, server.Kill())
+	require.NoError(t, server.Start(t.Context()))
+	require.Eventually(t, func() bool { return f.rdb.Ping(t.Context()).Err() == nil }, 30*time.Second, 10*time.Millisecond)
+
+	f.add()
+	require.NoError(t, pel.Checkpoint(t.Context(), f.rdb, f.keys))
+	if got := f.totals(); got.LagKnown {
+		require.Positive(t, got.Lag, "it is behind, and stays so")
+	}
+	f.read(f.keys.Stream, "c1")
+	require.NoError(t, pel.Checkpoint(t.Context(), f.rdb, f.keys))
+	got := f.totals()
+	require.True(t, got.LagKnown)
+	require.Zero(t, got.Lag)
+	require.EqualValues(t, 4, got.Pending)
+}

@@ -35,10 +35,15 @@ func newFixture(t testing.TB) *fixture {
 // deliver adds an event and reads it as the consumer.
 func (f *fixture) deliver(consumer string) stream.Entry {
 	f.t.Helper()
+	f.add()
+	return f.read(f.keys.Stream, consumer)
+}
+
+func (f *fixture) add() {
+	f.t.Helper()
 	e := stream.NewEvent("order.placed", "k", stream.ContentTypeJSON, []byte(`{}`))
 	args := e.AppendFields([]any{"xadd", f.keys.Stream, "*"})
 	require.NoError(f.t, f.rdb.Do(f.t.Context(), args...).Err())
-	return f.read(f.keys.Stream, consumer)
 }
 
 func (f *fixture) read(key, consumer string) stream.Entry {

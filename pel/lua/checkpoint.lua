@@ -1,10 +1,13 @@
 -- Stores the ID up to which the group has finished everything, so that a group that
--- vanishes comes back from there.
+-- vanishes comes back from there. And sets right how many entries the group has read: a
+-- restart from the append-only file, and a promoted replica, know less than was read, and
+-- show a lag for ever after. Where the group has all that the stream ever held the number is
+-- known; a user who may not set it keeps the wrong lag, and loses nothing else.
 --
 -- KEYS  1 the stream  2 the group's hash
 -- ARGV  1 group
 -- Reply the ID, or '' where the group is missing
-local last
+local last, lag
 local groups = redis.pcall('XINFO', 'GROUPS', KEYS[1])
 if groups.err then
   return ''
@@ -15,11 +18,20 @@ for _, g in ipairs(groups) do
     info[g[i]] = g[i + 1]
   end
   if info.name == ARGV[1] then
-    last = info['last-delivered-id']
+    last, lag = info['last-delivered-id'], info.lag
   end
 end
 if not last then
   return ''
+end
+if lag and lag > 0 then
+  local reply, info = redis.call('XINFO', 'STREAM', KEYS[1]), {}
+  for i = 1, #reply, 2 do
+    info[reply[i]] = reply[i + 1]
+  end
+  if info['last-generated-id'] == last then
+    redis.pcall('XGROUP', 'SETID', KEYS[1], ARGV[1], last, 'ENTRIESREAD', info['entries-added'])
+  end
 end
 local first = redis.call('XPENDING', KEYS[1], ARGV[1])[2]
 if first then

@@ -1,0 +1,140 @@
+package inbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/streamkeel/streamkeel/consumergroup"
+	"github.com/streamkeel/streamkeel/internal/pgerr"
+	"github.com/streamkeel/streamkeel/internal/redisx"
+	"github.com/streamkeel/streamkeel/stream"
+)
+
+// Tx is what Once needs of a transaction. A pgx.Tx is one; outbox.SQLTx makes one of a *sql.Tx.
+type Tx interface {
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+}
+
+const insertRow = `
+INSERT INTO streamkeel.inbox (consumer_group, source, event_id) VALUES ($1, $2, $3)
+ON CONFLICT DO NOTHING`
+
+// Once reports whether the transaction is the first of the group to handle the event. If it is not, an earlier
+// one committed: do nothing, and ack. Call it before the effects. Where another transaction has the
+// same event in hand, it waits for that one to end. After an error the transaction can only be rolled back.
+//
+// It is for handlers that have a transaction already; [Handle] and [Handler] make one.
+func Once(ctx context.Context, tx Tx, group string, e stream.Event) (first bool, err error) {
+	source, err := identity(ctx, group, e)
+	if err != nil {
+		return false, err
+	}
+	tag, err := tx.Exec(ctx, insertRow, group, source, e.ID)
+	if pgerr.IsNoTable(err) {
+		return false, fmt.Errorf("inbox: the table is missing, apply the migrations: %w", err)
+	}
+	if err != nil {
+		return false, fmt.Errorf("inbox: write row of event %s: %w", e.ID, err)
+	}
+	return tag.RowsAffected() == 1, nil
+}
+
+// identity returns the event's source, and a fault of what else tells it from other events.
+func identity(ctx context.Context, group string, e stream.Event) (source string, err error) {
+	switch {
+	case !stream.ValidName(group):
+		return "", fmt.Errorf("inbox: group %.140q is not [A-Za-z0-9][A-Za-z0-9._-]{0,127}", group)
+	case e.ID == "":
+		return "", fmt.Errorf("inbox: %w event of type %.100q: id is empty", stream.ErrInvalid, e.Type)
+	case e.Source == "": // written by another program; the wire format gives it this one
+		delivery, _ := consumergroup.MetadataFrom(ctx)
+		return delivery.Topic, nil
+	}
+	return e.Source, nil
+}
+
+// Handle registers fn for the events of a definition, as consumergroup.Handle does, with a transaction in
+// which the event is handled once: see [Handler].
+func Handle[T any](mux *consumergroup.Mux, pool *pgxpool.Pool, def stream.Definition[T],
+	fn func(ctx context.Context, tx pgx.Tx, e stream.Event, v T) error,
+) {
+	if pool == nil || fn == nil {
+		consumergroup.Handle[T](mux, def, nil)
+		return
+	}
+	consumergroup.Handle(mux, def, func(ctx context.Context, e stream.Event, v T) error {
+		return handle(ctx, pool, e, func(ctx context.Context, tx pgx.Tx, e stream.Event) error { return fn(ctx, tx, e, v) })
+	})
+}
+
+// Handler returns a handler that opens a transaction, writes the event's row for the delivery's group, calls
+// fn with the transaction, and commits. An event that the group has handled before is acked, and fn is not called. If fn
+// returns an error or panics, all is rolled back, and the next attempt finds nothing of this one.
+//
+// fn must do with tx what is to happen once, outbox.Publish included, and neither commit nor roll back. Where the
+// transaction loses against another one (a deadlock, a serialization failure), it is run again, fn included, up to five
+// times before that is a failed attempt. While Postgres is away no attempt is counted, and the consumer pauses.
+//
+// Without a pool or fn it returns nil, which consumergroup.New refuses.
+func Handler(pool *pgxpool.Pool, fn func(ctx context.Context, tx pgx.Tx, e stream.Event) error) consumergroup.Handler {
+	if pool == nil || fn == nil {
+		return nil
+	}
+	return consumergroup.HandlerFunc(func(ctx context.Context, e stream.Event) error { return handle(ctx, pool, e, fn) })
+}
+
+// conflictTries is how often a transaction is run that loses against others.
+const conflictTries = 5
+
+func handle(ctx context.Context, pool *pgxpool.Pool, e stream.Event, fn func(context.Context, pgx.Tx, stream.Event) error) error {
+	delivery, ok := consumergroup.MetadataFrom(ctx)
+	if !ok {
+		return errors.New("inbox: the context is not that of a delivery; a test makes one with consumergroup.WithMetadata")
+	}
+	for try := 1; ; try++ {
+		err := handleOnce(ctx, pool, delivery.Group, e, fn)
+		if !pgerr.IsConflict(err) || try == conflictTries || !redisx.Pause(ctx, rand.N(time.Duration(try)*20*time.Millisecond)) {
+			return err
+		}
+	}
+}
+
+func handleOnce(ctx context.Context, pool *pgxpool.Pool, group string, e stream.Event, fn func(context.Context, pgx.Tx, stream.Event) error) error {
+	tx, err := pool.Begin(ctx)
+	if err != nil {
+		return unavailable(true, fmt.Errorf("inbox: begin: %w", err))
+	}
+	defer func() { // does nothing after a commit
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		_ = tx.Rollback(ctx) // the connection is closed where it fails
+	}()
+	first, err := Once(ctx, tx, group, e)
+	if err != nil || !first {
+		return unavailable(tx.Conn().IsClosed() || pgerr.IsNoTable(err), err)
+	}
+	if err := fn(ctx, tx, e); err != nil {
+		// A connection that broke because fn ran into the end of its context is no outage.
+		return unavailable(ctx.Err() == nil && tx.Conn().IsClosed(), err)
+	}
+	if err := tx.Commit(ctx); err != nil {
+		return unavailable(tx.Conn().IsClosed(), fmt.Errorf("inbox: commit: %w", err))
+	}
+	return nil
+}
+
+// unavailable marks an error as an outage of Postgres if the connection is lost, or the server says so. What fn
+// met elsewhere, such as a network error of another service, is not one.
+func unavailable(lost bool, err error) error {
+	if err != nil && !errors.Is(err, context.Canceled) && (lost || pgerr.Code(err) != "" && pgerr.IsUnavailable(err)) {
+		return consumergroup.Unavailable(err)
+	}
+	return err
+}

@@ -110,7 +110,7 @@ func (q *Queue) RedriveEdited(ctx context.Context, ref Ref, e Edit) error {
 		event.ContentType = e.ContentType
 	}
 	if err := checkEdit(event, e); err != nil {
-		return fmt.Errorf("dlq: edit letter %s: %w", ref, err)
+		return fmt.Errorf("dlq: edit of letter %s: %w", ref, err)
 	}
 	args := edit{true, e.ContentType, e.Data, e.By, hex.EncodeToString(original[:])}
 	replies, err := q.giveBack(ctx, ref.Partition, e.KeepAttempts, args, []Ref{ref})
@@ -125,7 +125,7 @@ const maxEditor = 200
 func checkEdit(event stream.Event, e Edit) error {
 	var faults []error
 	if len(e.By) > maxEditor {
-		faults = append(faults, fmt.Errorf("By has %d bytes, %d are allowed", len(e.By), maxEditor))
+		faults = append(faults, fmt.Errorf("dlq: By has %d bytes, %d are allowed", len(e.By), maxEditor))
 	}
 	// The other fields are as they were published, or are malformed and stay so.
 	check := stream.NewEvent("edited", "", event.ContentType, event.Data)

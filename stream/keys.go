@@ -16,6 +16,7 @@ const (
 	KeyMembers  What = "members"  // sorted set: a group's consumers by when they were last heard of
 	KeyRelay    What = "relay"    // hash: the outbox position that the stream holds
 	KeyDedup    What = "dedup"    // published ids, where a topic is published with Dedup
+	KeyImported What = "imported" // set: digests of letters that were imported
 )
 
 // Key returns the key of what stands beside a stream, of one group where the group is

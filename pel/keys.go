@@ -10,23 +10,25 @@ import "github.com/streamkeel/streamkeel/stream"
 
 // Keys names what one group has at one stream, all in the stream's slot.
 type Keys struct {
-	Stream  string // the topic's stream
-	Group   string
-	Retry   string // stream of what is to be handled again, read beside the topic's stream
-	Due     string // sorted set of retries that wait for their time
-	Dead    string // stream of letters
-	Members string // sorted set of consumers by when they were last heard of
-	Hash    string // checkpoint, pause
+	Stream   string // the topic's stream
+	Group    string
+	Retry    string // stream of what is to be handled again, read beside the topic's stream
+	Due      string // sorted set of retries that wait for their time
+	Dead     string // stream of letters
+	Members  string // sorted set of consumers by when they were last heard of
+	Hash     string // checkpoint, pause, lease
+	Attempts string // hash of an ordered group's failing entries
 }
 
 // KeysOf returns the keys of a group at a stream.
 func KeysOf(streamKey, group string) Keys {
 	return Keys{
 		Stream: streamKey, Group: group,
-		Retry:   stream.KeyRetry.Key(streamKey, group),
-		Due:     stream.KeyDue.Key(streamKey, group),
-		Dead:    stream.KeyDead.Key(streamKey, group),
-		Members: stream.KeyMembers.Key(streamKey, group),
-		Hash:    stream.KeyGroup.Key(streamKey, group),
+		Retry:    stream.KeyRetry.Key(streamKey, group),
+		Due:      stream.KeyDue.Key(streamKey, group),
+		Dead:     stream.KeyDead.Key(streamKey, group),
+		Members:  stream.KeyMembers.Key(streamKey, group),
+		Hash:     stream.KeyGroup.Key(streamKey, group),
+		Attempts: stream.KeyAttempts.Key(streamKey, group),
 	}
 }

@@ -124,13 +124,24 @@ const (
 // server was not in reach without a gap for MinIdle it does nothing. An error ends the
 // sweep; the next one starts over.
 func (r *Reclaimer) Sweep(ctx context.Context, k Keys, fn func(Reclaimed)) error {
+	return r.sweep(ctx, k, false, fn)
+}
+
+// SweepOrdered is Sweep for an ordered group. It takes only what was trimmed from the
+// stream, since that would hold retention for ever, and only where nobody leases the
+// partition: everything else is finished by the next owner, in order.
+func (r *Reclaimer) SweepOrdered(ctx context.Context, k Keys, fn func(Reclaimed)) error {
+	return r.sweep(ctx, k, true, fn)
+}
+
+func (r *Reclaimer) sweep(ctx context.Context, k Keys, ordered bool, fn func(Reclaimed)) error {
 	for _, from := range []string{k.Stream, k.Retry} {
 		cursor := "-"
 		for cursor != "" {
 			if r.reach.Since(k.Stream) < r.limits.MinIdle {
 				return nil
 			}
-			taken, next, err := r.step(ctx, k, from, cursor)
+			taken, next, err := r.step(ctx, k, ordered, from, cursor)
 			if redisx.IsNoGroup(err) {
 				break
 			}
@@ -149,10 +160,10 @@ func (r *Reclaimer) Sweep(ctx context.Context, k Keys, fn func(Reclaimed)) error
 	return nil
 }
 
-func (r *Reclaimer) step(ctx context.Context, k Keys, from, cursor string) (taken []Reclaimed, next string, err error) {
-	reply, err := reclaimScript.Run(ctx, r.rdb, []string{from, k.Retry, k.Dead},
+func (r *Reclaimer) step(ctx context.Context, k Keys, ordered bool, from, cursor string) (taken []Reclaimed, next string, err error) {
+	reply, err := reclaimScript.Run(ctx, r.rdb, []string{from, k.Retry, k.Dead, k.Hash, k.Attempts},
 		k.Group, r.limits.MinIdle.Milliseconds(), r.limits.MaxDeliveries, cursor,
-		sweepExamine, callEntries, callBytes, flag(from == k.Retry), flag(false)).Slice()
+		sweepExamine, callEntries, callBytes, flag(from == k.Retry), flag(ordered)).Slice()
 	if err != nil {
 		return nil, "", err
 	}

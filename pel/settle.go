@@ -184,17 +184,26 @@ func (s *Settler) args(repeated bool, settlements []Settlement) (n int, args []a
 		st := &settlements[n]
 		args = append(args, string(st.Outcome), st.Entry.ID.String(), st.Delay.Milliseconds(), 0)
 		head := len(args)
-		for name, value := range st.Entry.Fields() {
-			if !strings.HasPrefix(name, "sk-") {
-				args = append(args, name, value)
-				bytes += len(name) + len(value)
+		args = s.appendFields(args, st)
+		args[head-1] = len(args) - head
+		for _, arg := range args[head:] {
+			if text, ok := arg.(string); ok {
+				bytes += len(text)
 			}
 		}
-		args = s.appendBook(args, st)
-		args[head-1] = len(args) - head
 		n++
 	}
 	return n, args
+}
+
+// appendFields appends the entry as it will stand.
+func (s *Settler) appendFields(args []any, st *Settlement) []any {
+	for name, value := range st.Entry.Fields() {
+		if !strings.HasPrefix(name, "sk-") {
+			args = append(args, name, value)
+		}
+	}
+	return s.appendBook(args, st)
 }
 
 func (s *Settler) appendBook(args []any, st *Settlement) []any {

@@ -40,6 +40,15 @@ func (s *Script) Run(ctx context.Context, rdb redis.UniversalClient, keys []stri
 	return cmd
 }
 
+// Raw is Run with the reply as the server wrote it.
+func (s *Script) Raw(ctx context.Context, rdb redis.UniversalClient, keys []string, args ...any) (Reply, error) {
+	reply, err := Raw(ctx, rdb, s.args("evalsha", s.digest, keys, args)...)
+	if IsNoScript(err) {
+		return Raw(ctx, rdb, s.args("eval", s.text, keys, args)...)
+	}
+	return reply, err
+}
+
 // NewCmd returns the call by digest for a pipeline. The caller runs Load before,
 // and again when the reply is NOSCRIPT.
 func (s *Script) NewCmd(ctx context.Context, keys []string, args ...any) (redis.Cmder, *redis.Cmd) {

@@ -31,6 +31,14 @@ for k = 2, #KEYS do
     end
   end
 end
+-- A member that never read has no name at the streams (ordered groups).
+if leaver ~= '' then
+  deleted[leaver] = true
+else
+  for _, name in ipairs(redis.call('ZRANGEBYSCORE', members, '-inf', oldest)) do
+    deleted[name] = true
+  end
+end
 local names = {}
 for name in pairs(deleted) do
   if not held[name] then

@@ -7,18 +7,24 @@
 -- unfit: that purges trimmed entries of live consumers too, without a word (before it
 -- looks at the idle time), and forgets whose the entry was and how often it was delivered.
 --
--- KEYS  1 the stream  2 the group's retry stream  3 its letters
+-- In an ordered group only what is gone from the stream is taken, and only where nobody
+-- leases the partition: the rest is the next owner's.
+--
+-- KEYS  1 the stream  2 the group's retry stream  3 its letters  4 its hash  5 its attempts
 -- ARGV  1 group  2 idle time in ms  3 most deliveries  4 ID to start from  5 most entries to
 --       look at  6 most entries to move  7 most bytes to move  8 '1' where KEYS[1] is the
---       retry stream  9 '1' to touch only what is gone from the stream (ordered groups)
+--       retry stream  9 '1' where the group is ordered
 -- Reply 1 the ID to go on from, or '' at the end  2 number of entries looked at
 --       then for each entry that was taken: outcome (moved, deliveries, trimmed), ID,
 --       consumer, deliveries
 local stream, retry, dead = KEYS[1], KEYS[2], KEYS[3]
 local group, idle, most = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local examine, limit, budget = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
-local own, trimmedonly = ARGV[8] == '1', ARGV[9] == '1'
+local own, ordered = ARGV[8] == '1', ARGV[9] == '1'
 local time = ms(now())
+if ordered and (tonumber(redis.call('HGET', KEYS[4], 'lease-until')) or 0) > now() then
+  return { '', 0 }
+end
 
 local page = redis.call('XPENDING', stream, group, ARGV[4], '+', examine)
 local reply = { '', 0 }
@@ -39,7 +45,7 @@ for _, p in ipairs(page) do
         origin = stream .. '/' .. id, group = group, consumer = consumer, deliveries = tostring(deliveries),
         reason = 'trimmed', error = 'the entry was trimmed while it was pending', died = time,
       })
-    elseif not trimmedonly then
+    elseif not ordered then
       local event, book = split(entry[2])
       if not own then
         book = {} -- bookkeeping in the topic's own stream is not ours
@@ -60,6 +66,9 @@ for _, p in ipairs(page) do
     end
     if outcome then
       redis.call('XACK', stream, group, id)
+      if ordered then
+        redis.call('HDEL', KEYS[5], own and 'retry/' .. id or id)
+      end
       if own then
         redis.call('XDEL', stream, id)
       end

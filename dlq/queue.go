@@ -192,35 +192,31 @@ func (q *Queue) read(ctx context.Context, p int, from stream.ID, to string) ([]L
 // Purge deletes letters for good, and returns how many there were.
 func (q *Queue) Purge(ctx context.Context, refs ...Ref) (int, error) {
 	done := 0
-	err := q.eachPartition(refs, func(p int, refs []Ref) error {
-		n, err := redisx.Do(ctx, q.rdb, append([]any{"xdel", q.deadKey(p)}, ids(refs)...)...).Int()
-		if err != nil {
-			return q.fail("purge", err)
-		}
+	err := q.eachPartition(refs, readCount, func(refs []Ref) error {
+		n, err := redisx.Do(ctx, q.rdb, append([]any{"xdel", q.deadKey(refs[0].Partition)}, ids(refs)...)...).Int()
 		done += n
-		return nil
+		return q.fail("purge", err)
 	})
 	return done, err
 }
 
-// eachPartition calls fn with at most 100 letters of one partition at a time.
-func (q *Queue) eachPartition(refs []Ref, fn func(p int, refs []Ref) error) error {
+// eachPartition calls fn with at most n letters of one partition at a time.
+func (q *Queue) eachPartition(refs []Ref, n int, fn func(refs []Ref) error) error {
 	for _, ref := range refs {
 		if err := q.check(ref); err != nil {
 			return err
 		}
 	}
-	sorted := slices.Clone(refs)
-	slices.SortStableFunc(sorted, func(a, b Ref) int { return a.Partition - b.Partition })
+	sorted := slices.SortedStableFunc(slices.Values(refs), func(a, b Ref) int { return a.Partition - b.Partition })
 	for len(sorted) > 0 {
-		n := 1
-		for n < len(sorted) && n < readCount && sorted[n].Partition == sorted[0].Partition {
-			n++
+		take := 1
+		for take < min(n, len(sorted)) && sorted[take].Partition == sorted[0].Partition {
+			take++
 		}
-		if err := fn(sorted[0].Partition, sorted[:n]); err != nil {
+		if err := fn(sorted[:take]); err != nil {
 			return err
 		}
-		sorted = sorted[n:]
+		sorted = sorted[take:]
 	}
 	return nil
 }

@@ -75,6 +75,22 @@ func TestListPagesThroughAllPartitions(t *testing.T) {
 	require.Empty(t, want)
 }
 
+func TestAllTakesWhatWasThereWhenItsTurnCame(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.fill(t, 3*150)
+	met := 0
+	for l, err := range f.queue.All(t.Context(), dlq.Filter{}) {
+		require.NoError(t, err)
+		met++
+		f.letter(t, l.Partition, event("k", "order.placed"), dlq.ReasonAttempts, "meanwhile")
+	}
+	require.Equal(t, 3*150, met)
+	for range f.queue.All(t.Context(), dlq.Filter{}) {
+		break // ends it
+	}
+}
+
 func TestFiltersSelect(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)

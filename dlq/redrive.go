@@ -30,20 +30,9 @@ var ErrNoBody = errors.New("nothing is left of the event; purge the letter")
 // ErrNoBody for each of which nothing is left to handle. After any other error those that did
 // not go back are still letters, and calling again is right.
 func (q *Queue) Redrive(ctx context.Context, refs ...Ref) (int, error) {
-	done := 0
-	var faults []error
-	err := q.eachPartition(refs, func(p int, refs []Ref) error {
-		replies, err := q.giveBack(ctx, p, false, edit{}, refs)
-		for i, reply := range replies {
-			if fault := q.redriven(refs[i], reply); fault != nil {
-				faults = append(faults, fault)
-			} else {
-				done++
-			}
-		}
-		return err
-	})
-	return done, errors.Join(append(faults, err)...)
+	run := redriveRun{q: q, began: time.Now()}
+	err := run.named(ctx, refs)
+	return run.sum.Done, err
 }
 
 // redriven returns what the script's reply says of a letter: nil where it went back.
@@ -141,6 +130,9 @@ func checkEdit(event stream.Event, e Edit) error {
 // Redrive says which letters go back to their group, and how. The zero Redrive is all of
 // them, as fast as Redis takes them, with fresh attempts.
 type Redrive struct {
+	// Letters are those that go back, whatever the Filter, Limit and MaxRedrives; each that
+	// does not is part of the error. Default: all that match the Filter.
+	Letters []Ref
 	// Filter selects the letters. Default: all.
 	Filter Filter
 	// Limit is how many go back at the most. Default: no limit.
@@ -166,7 +158,7 @@ type Redrive struct {
 type Redriven struct {
 	// Done went back, or would with DryRun.
 	Done int
-	// Gone were redriven or purged by somebody else meanwhile.
+	// Gone were redriven or purged by somebody else.
 	Gone int
 	// NoBody have no body left (reason trimmed) and stay.
 	NoBody int
@@ -201,6 +193,10 @@ func (q *Queue) RedriveAll(ctx context.Context, r Redrive) (Redriven, error) {
 		r.MaxRedrives = defaultMaxRedrives
 	}
 	run := redriveRun{q: q, how: r, began: time.Now()}
+	if len(r.Letters) > 0 {
+		err := run.named(ctx, r.Letters)
+		return run.sum, err
+	}
 	for l, err := range q.All(ctx, r.Filter) {
 		if err != nil {
 			return run.sum, err
@@ -251,25 +247,51 @@ func (r *Redrive) batch() int {
 	return min(max(r.PerSecond/10, 1), readCount)
 }
 
+// named gives back these letters.
+func (r *redriveRun) named(ctx context.Context, refs []Ref) error {
+	var faults []error
+	err := r.q.eachPartition(refs, r.how.batch(), func(refs []Ref) error {
+		r.refs = refs
+		replies, err := r.call(ctx)
+		for i, reply := range replies {
+			faults = append(faults, r.q.redriven(refs[i], reply))
+		}
+		return err
+	})
+	return errors.Join(append(faults, err)...)
+}
+
+// flush gives back what was collected.
 func (r *redriveRun) flush(ctx context.Context) error {
 	refs := r.refs
+	replies, err := r.call(ctx)
+	faults := []error{err}
+	for i, reply := range replies {
+		if reply != "ok" && reply != "gone" && reply != "empty" {
+			faults = append(faults, r.q.redriven(refs[i], reply))
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// call gives back what was collected, when it is its turn, counts, and returns the replies.
+func (r *redriveRun) call(ctx context.Context) ([]string, error) {
+	refs := r.refs
 	r.refs = nil
-	if len(refs) == 0 {
-		return nil
-	}
-	if r.how.DryRun {
+	switch {
+	case len(refs) == 0:
+		return nil, nil
+	case r.how.DryRun:
 		r.sum.Done += len(refs)
-		return nil
-	}
-	if r.how.PerSecond > 0 {
+		return nil, nil
+	case r.how.PerSecond > 0:
 		due := r.began.Add(time.Duration(r.sum.Done) * time.Second / time.Duration(r.how.PerSecond))
 		if !redisx.Pause(ctx, time.Until(due)) {
-			return ctx.Err()
+			return nil, ctx.Err()
 		}
 	}
 	replies, err := r.q.giveBack(ctx, refs[0].Partition, r.how.KeepAttempts, edit{}, refs)
-	var faults []error
-	for i, reply := range replies {
+	for _, reply := range replies {
 		switch reply {
 		case "ok":
 			r.sum.Done++
@@ -277,12 +299,10 @@ func (r *redriveRun) flush(ctx context.Context) error {
 			r.sum.Gone++
 		case "empty":
 			r.sum.NoBody++
-		default:
-			faults = append(faults, r.q.redriven(refs[i], reply))
 		}
 	}
 	if r.how.Progress != nil {
 		r.how.Progress(r.sum)
 	}
-	return errors.Join(append(faults, err)...)
+	return replies, err
 }

@@ -271,9 +271,14 @@ func TestRedriveIsPaced(t *testing.T) {
 	f.requireEachOnce(t, events)
 
 	f.fill(t, 3)
+	var refs []dlq.Ref
+	for l, err := range f.queue.All(t.Context(), dlq.Filter{}) {
+		require.NoError(t, err)
+		refs = append(refs, refOf(l))
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	sum, err = f.queue.RedriveAll(ctx, dlq.Redrive{PerSecond: 1, Progress: func(dlq.Redriven) { cancel() }})
+	sum, err = f.queue.RedriveAll(ctx, dlq.Redrive{PerSecond: 1, Letters: refs, Progress: func(dlq.Redriven) { cancel() }})
 	require.ErrorIs(t, err, context.Canceled)
 	require.Equal(t, 1, sum.Done)
 }

@@ -15,8 +15,7 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: demo
-demo: $(WITHSERVERS) ## Run the demo (ARGS: its flags)
-	@go build -buildvcs=false -o bin/streamkeel ./cmd/streamkeel
+demo: $(WITHSERVERS) build ## Run the demo (ARGS: its flags)
 	@$(WITHSERVERS) --ensure-programs -- bin/streamkeel demo $(ARGS)
 
 .PHONY: test
@@ -59,7 +58,7 @@ fmt: ## Format the code
 
 .PHONY: build
 build: ## Build the commands into bin/
-	@go build -o bin/ ./cmd/...
+	@go build -buildvcs=false -o bin/ ./cmd/...
 
 .PHONY: bench
 bench: $(WITHSERVERS) ## Run the benchmarks (ARGS: their flags)

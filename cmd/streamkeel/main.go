@@ -17,6 +17,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/streamkeel/streamkeel/internal/command"
+	"github.com/streamkeel/streamkeel/internal/demo"
 	"github.com/streamkeel/streamkeel/internal/redisx"
 	"github.com/streamkeel/streamkeel/stream"
 )
@@ -28,6 +29,7 @@ func main() { command.Main(run) }
 // commands returns the subcommands, in the order of the help.
 func (a *app) commands() []*cobra.Command {
 	return []*cobra.Command{
+		newDemoCommand(a),
 		newMigrateCommand(a),
 		newTopicsCommand(a),
 		newGroupsCommand(a),
@@ -54,6 +56,9 @@ type app struct {
 func run(ctx context.Context, p command.Process) int {
 	stdin, isFile := p.Stdin.(*os.File)
 	a := &app{process: p, secrets: command.NewSecrets(p), terminal: isFile && term.IsTerminal(int(stdin.Fd()))}
+	if config := a.env(demo.WorkerVar); config != "" { // a worker of the demo's
+		return command.Exit(p.Stderr, program, demo.Work(ctx, config), a.secrets)
+	}
 	return a.run(ctx)
 }
 

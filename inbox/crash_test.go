@@ -119,15 +119,15 @@ func TestOutageOfPostgresBurnsNoAttempt(t *testing.T) {
 	w.settled(1)
 
 	require.NoError(t, server.StopImmediate())
-	for i := range 5 {
+	for i := range 3 {
 		w.add(newEvent(fmt.Sprint(i)))
 	}
-	require.Eventually(t, func() bool { return failures.Load() >= 5 }, patience, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return failures.Load() >= 2 }, patience, 10*time.Millisecond)
 	require.NoError(t, server.Start(t.Context()))
-	w.settled(6)
+	w.settled(4)
 	require.Zero(t, w.letters())
 	require.EqualValues(t, 1, attempts.Load())
-	for i := range 5 {
+	for i := range 3 {
 		require.Equal(t, 1, w.effects(fmt.Sprint(i)))
 	}
 }

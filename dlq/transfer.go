@@ -25,6 +25,9 @@ var (
 	importScript = redisx.NewScript(importText)
 )
 
+// ErrNoExport says that a line is no exported letter of the group that imports it.
+var ErrNoExport = errors.New("no exported letter of this group")
+
 // Field is a field of an entry in JSON. What is no text stands in base64.
 type Field struct {
 	Name       string `json:"name"`
@@ -155,7 +158,7 @@ func readLine(r *bufio.Reader) ([]byte, error) {
 	for {
 		part, err := r.ReadSlice('\n')
 		if line = append(line, part...); len(line) > maxLine {
-			return nil, fmt.Errorf("it has more than %d bytes", maxLine)
+			return nil, fmt.Errorf("%w: it has more than %d bytes", ErrNoExport, maxLine)
 		}
 		if !errors.Is(err, bufio.ErrBufferFull) {
 			return line, err
@@ -177,7 +180,7 @@ type importRun struct {
 func (r *importRun) take(ctx context.Context, line []byte) error {
 	ref, e, err := r.q.parse(line)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", ErrNoExport, err)
 	}
 	if r.letters > 0 && (ref.Partition != r.partition || r.letters == readCount || r.bytes >= callBytes) {
 		if err := r.flush(ctx); err != nil {
@@ -205,24 +208,24 @@ func (q *Queue) parse(line []byte) (Ref, exported, error) {
 	decoder := json.NewDecoder(bytes.NewReader(line))
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(&e); err != nil {
-		return Ref{}, e, fmt.Errorf("it is no exported letter: %w", err)
+		return Ref{}, e, err
 	}
 	if _, err := decoder.Token(); err != io.EOF {
-		return Ref{}, e, errors.New("it is no exported letter: something follows it")
+		return Ref{}, e, errors.New("something follows it")
 	}
 	ref, err := ParseRef(e.Letter)
 	switch {
 	case err != nil:
 		return Ref{}, e, err
 	case e.Topic != q.topic.Name || e.Group != q.group:
-		return Ref{}, e, fmt.Errorf("its letter is of group %.140q, topic %.140q, not of group %s, topic %s", e.Group, e.Topic, q.group, q.topic.Name)
+		return Ref{}, e, fmt.Errorf("it is of group %.140q, topic %.140q, not of group %s, topic %s", e.Group, e.Topic, q.group, q.topic.Name)
 	case ref.Partition >= q.topic.Count():
-		return Ref{}, e, fmt.Errorf("its letter is of partition %d; topic %s has %d partitions", ref.Partition, q.topic.Name, q.topic.Count())
+		return Ref{}, e, fmt.Errorf("it is of partition %d; topic %s has %d partitions", ref.Partition, q.topic.Name, q.topic.Count())
 	case len(e.Fields) == 0 || len(e.Fields) > maxFields:
-		return Ref{}, e, fmt.Errorf("its letter has %d fields, 1 to %d are allowed", len(e.Fields), maxFields)
+		return Ref{}, e, fmt.Errorf("it has %d fields, 1 to %d are allowed", len(e.Fields), maxFields)
 	}
 	if !slices.ContainsFunc(e.Fields, func(f Field) bool { return f.Name == "sk-reason" }) {
-		return Ref{}, e, errors.New("it is no letter: the field sk-reason is missing")
+		return Ref{}, e, errors.New("the field sk-reason is missing")
 	}
 	return ref, e, nil
 }

@@ -207,10 +207,11 @@ func TestImportNamesTheLineThatIsNoLetter(t *testing.T) {
 		sum, err := f.queue.Import(t.Context(), strings.NewReader(good+"\n\n"+c.line+"\n"+good), dlq.Import{Again: true})
 		require.ErrorContains(t, err, "dlq: import line 3: ", name)
 		require.ErrorContains(t, err, c.part, name)
+		require.ErrorIs(t, err, dlq.ErrNoExport)
 		require.Equal(t, 1, sum.Added, "%s: the letter before it is in", name)
 	}
 	_, err := f.queue.Import(t.Context(), io.LimitReader(endless{}, 100<<20), dlq.Import{})
-	require.ErrorContains(t, err, "line 1: it has more than")
+	require.ErrorContains(t, err, "it has more than")
 	sum, err := f.queue.Import(t.Context(), strings.NewReader(""), dlq.Import{})
 	require.NoError(t, err)
 	require.Zero(t, sum)

@@ -15,8 +15,8 @@ import (
 )
 
 func newDLQCommand(a *app) *cobra.Command {
-	return parent("dlq", "Look at dead letters, give them back to their group, or delete them",
-		newDLQList(a), newDLQShow(a), newDLQRedrive(a), newDLQPurge(a))
+	return parent("dlq", "Look at dead letters, give them back to their group, delete, export and import them",
+		newDLQList(a), newDLQShow(a), newDLQRedrive(a), newDLQPurge(a), newDLQExport(a), newDLQImport(a))
 }
 
 // queueFlags name a group's dead letters.
@@ -88,6 +88,15 @@ type letterRow struct {
 	FirstSeen    *time.Time `json:"first_seen"`
 	OriginStream string     `json:"origin_stream"`
 	OriginID     string     `json:"origin_id"`
+	// The first death, which is this one until the letter was given back.
+	FirstDied   *time.Time `json:"first_died"`
+	FirstReason dlq.Reason `json:"first_reason"`
+	FirstError  string     `json:"first_error"`
+	// Edited is when the payload was last replaced in giving it back, Editor who said so, and
+	// Original the SHA-256 of the published one.
+	Edited   *time.Time `json:"edited,omitempty"`
+	Editor   string     `json:"editor,omitempty"`
+	Original string     `json:"original,omitempty"`
 }
 
 func letterRowOf(l *dlq.Letter) letterRow {
@@ -95,6 +104,8 @@ func letterRowOf(l *dlq.Letter) letterRow {
 		Ref: l.Ref(), Partition: l.Partition, ID: l.ID.String(), Died: instant(l.Died), Reason: l.Reason, Error: l.Error,
 		EventID: l.Entry.Event.ID, Type: l.Entry.Event.Type, Key: l.Entry.Event.Key, Attempts: l.Attempts, Deliveries: l.Deliveries,
 		Redrives: l.Redrives, Consumer: l.Consumer, FirstSeen: instant(l.FirstSeen), OriginStream: l.OriginStream, OriginID: l.OriginID.String(),
+		FirstDied: instant(l.First.At), FirstReason: l.First.Reason, FirstError: l.First.Error,
+		Edited: instant(l.Edit.At), Editor: l.Edit.By, Original: l.Edit.Original,
 	}
 }
 
@@ -153,10 +164,10 @@ func (d lettersDocument) table(w io.Writer) {
 			died = moment(*l.Died)
 		}
 		rows = append(rows, []string{
-			l.Ref, died, string(l.Reason), shorten(l.Type, 40), shorten(l.Key, 40), number(l.Attempts), number(l.Deliveries), shorten(l.Error, 60),
+			l.Ref, died, string(l.Reason), shorten(l.Type, 40), shorten(l.Key, 40), number(l.Attempts), number(l.Deliveries), number(l.Redrives), shorten(l.Error, 60),
 		})
 	}
-	table(w, []string{"LETTER", "DIED", "REASON", "TYPE", "KEY", "ATTEMPTS", "DELIVERIES", "ERROR"}, rows)
+	table(w, []string{"LETTER", "DIED", "REASON", "TYPE", "KEY", "ATTEMPTS", "DELIVERIES", "REDRIVES", "ERROR"}, rows)
 	if d.Next != "" {
 		fmt.Fprintf(w, "more: --from %s\n", d.Next)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -204,7 +205,11 @@ func TestTextOfEventsActsOnNoTerminal(t *testing.T) {
 	}
 	for _, args := range [][]string{
 		dlqArgs("list"), dlqArgs("list", "--json"), dlqArgs("show", refs...), dlqArgs("show", append(refs, "--json")...),
-		{"pending", "--entries"}, {"pending", "--entries", "--json"},
+		dlqArgs("show", append(refs, "--raw")...), dlqArgs("export"),
+		{"pending", "--entries"},
+		{"pending", "--entries", "--json"},
+		{"consumers"},
+		{"consumers", "--json"},
 	} {
 		out := s.call(args...)
 		for i, r := range out {
@@ -217,7 +222,7 @@ func TestTextOfEventsActsOnNoTerminal(t *testing.T) {
 		types[l.Type] = true
 		for _, f := range l.Fields {
 			if l.Type == "raw" && f.Name == "data" {
-				require.Equal(t, "//4bWzJK", f.Base64)
+				require.Equal(t, "\xff\xfe\x1b[2J", string(f.Base64))
 			}
 		}
 	}
@@ -252,9 +257,12 @@ func TestOperatorAndObserverRolesAreAllThatTheCommandLineNeeds(t *testing.T) {
 	released := s.deliver("c1", orderPlaced.Event("a", order{10}))
 	s.bury(released, dlq.ReasonAttempts, "broken")
 	refs := []string{}
+	file := filepath.Join(t.TempDir(), "letters.jsonl")
 	reading := func(env []string) {
 		s.env = env
-		for _, args := range [][]string{{"topics", "list"}, {"groups", "list"}, {"pending", "--entries", "--all"}, dlqArgs("list")} {
+		for _, args := range [][]string{
+			{"topics", "list"}, {"groups", "list"}, {"consumers"}, {"pending", "--entries", "--all"}, dlqArgs("list"), dlqArgs("export"),
+		} {
 			s.call(args...)
 		}
 		refs = nil
@@ -274,8 +282,10 @@ func TestOperatorAndObserverRolesAreAllThatTheCommandLineNeeds(t *testing.T) {
 	require.NoError(t, admin.ConfigResetStat(t.Context()).Err())
 	require.NoError(t, admin.Do(t.Context(), "acl", "log", "reset").Err())
 	reading(operator)
+	s.call(dlqArgs("export", "--out="+file)...)
 	s.call(dlqArgs("redrive", refs[0])...)
 	s.call(dlqArgs("purge", "--yes", refs[1])...)
+	s.call(dlqArgs("import", file)...)
 	commandtest.RequireExact(t, admin, "operator")
 }
 

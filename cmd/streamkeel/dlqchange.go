@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -16,6 +18,7 @@ import (
 	"github.com/streamkeel/streamkeel/dlq"
 	"github.com/streamkeel/streamkeel/internal/command"
 	"github.com/streamkeel/streamkeel/internal/redisx"
+	"github.com/streamkeel/streamkeel/stream"
 )
 
 // filterFlags select letters.
@@ -23,6 +26,7 @@ type filterFlags struct {
 	reasons, types []string
 	key, err       string
 	since, until   string
+	redrives       int
 }
 
 func (f *filterFlags) register(cmd *cobra.Command) {
@@ -33,6 +37,7 @@ func (f *filterFlags) register(cmd *cobra.Command) {
 	flags.StringVar(&f.err, "error", "", "a part of the error's text")
 	flags.StringVar(&f.since, "since", "", "died then or later: a time (2026-01-31T09:00:00Z, 2026-01-31) or an age (90m, 36h)")
 	flags.StringVar(&f.until, "until", "", "died before: a time or an age")
+	flags.IntVar(&f.redrives, "min-redrives", 0, "given back so often before")
 }
 
 func joinReasons() string {
@@ -45,7 +50,7 @@ func joinReasons() string {
 
 // filter returns what the flags select, or every fault, as Unfit.
 func (f *filterFlags) filter(now time.Time) (dlq.Filter, error) {
-	filter := dlq.Filter{Types: f.types, Key: f.key, Error: f.err}
+	filter := dlq.Filter{Types: f.types, Key: f.key, Error: f.err, MinRedrives: f.redrives}
 	var faults []error
 	for _, r := range f.reasons {
 		if !slices.Contains(dlq.Reasons(), dlq.Reason(r)) {
@@ -61,6 +66,12 @@ func (f *filterFlags) filter(now time.Time) (dlq.Filter, error) {
 		if *t.to, err = parseTime(t.value, now); err != nil {
 			faults = append(faults, fmt.Errorf("%s %w", t.flag, err))
 		}
+	}
+	if f.redrives < 0 {
+		faults = append(faults, fmt.Errorf("--min-redrives %d is negative", f.redrives))
+	}
+	if !filter.Until.IsZero() && filter.Until.Before(filter.Since) {
+		faults = append(faults, errors.New("--until lies before --since"))
 	}
 	return filter, command.Unfit(errors.Join(faults...))
 }
@@ -89,9 +100,10 @@ type change struct {
 	verb   string // redrive, purge
 	done   string // redriven, purged
 	warn   string // behind the number and name, in the question
-	whole  bool   // leaves out, with --all, letters of which nothing is left
 	ask    func(all bool) bool
-	apply  func(ctx context.Context, q *dlq.Queue, refs []dlq.Ref) (int, error)
+	check  func(cmd *cobra.Command, args []string) error // of flags of its own, or nil
+	leave  func(l *dlq.Letter) string                    // why --all leaves a letter out, or ""
+	apply  func(ctx context.Context, q *dlq.Queue, refs []dlq.Ref, show func(done int)) (int, error)
 
 	all, dryRun, yes bool
 	limit            int
@@ -105,22 +117,111 @@ type changeDocument struct {
 	Letters []string `json:"letters"` // those that were named or matched
 	Done    int      `json:"done"`    // how many of them were changed
 	Failed  []string `json:"failed"`  // why others were not
+	// LeftOut counts those that --all left out, by why.
+	LeftOut map[string]int `json:"left_out,omitempty"`
 }
 
 func newDLQRedrive(a *app) *cobra.Command {
+	var how dlq.Redrive
+	var edit editFlags
 	c := &change{
-		a: a, verb: "redrive", done: "redriven", whole: true, ask: func(all bool) bool { return all },
-		apply: func(ctx context.Context, q *dlq.Queue, refs []dlq.Ref) (int, error) { return q.Redrive(ctx, refs...) },
+		a: a, verb: "redrive", done: "redriven", ask: func(all bool) bool { return all },
+		check: func(cmd *cobra.Command, args []string) error {
+			var faults []error
+			if how.PerSecond < 0 {
+				faults = append(faults, fmt.Errorf("--rate %d is negative", how.PerSecond))
+			}
+			if how.MaxRedrives < 1 {
+				faults = append(faults, fmt.Errorf("--max-redrives %d must be 1 or more", how.MaxRedrives))
+			}
+			return errors.Join(append(faults, edit.read(a, cmd, args))...)
+		},
+		leave: func(l *dlq.Letter) string {
+			switch {
+			case len(l.Fields()) == 0:
+				return "nothing is left of the event"
+			case l.Redrives >= how.MaxRedrives:
+				return fmt.Sprintf("given back %d times or more (--max-redrives)", how.MaxRedrives)
+			}
+			return ""
+		},
 	}
-	return c.command("redrive [LETTER…]", "Give letters back to their group, to be handled again",
-		"Give letters back to their group, to be handled again with fresh attempts. No other group sees them.\n"+
-			"Letters of which nothing is left (reason trimmed) are left out with --all.")
+	c.apply = func(ctx context.Context, q *dlq.Queue, refs []dlq.Ref, show func(done int)) (int, error) {
+		if edit.file != "" {
+			edit.edit.KeepAttempts = how.KeepAttempts
+			if err := q.RedriveEdited(ctx, refs[0], edit.edit); err != nil {
+				return 0, err
+			}
+			return 1, nil
+		}
+		how.Letters, how.Progress = refs, func(sum dlq.Redriven) { show(sum.Done) }
+		sum, err := q.RedriveAll(ctx, how)
+		return sum.Done, err
+	}
+	cmd := c.command("redrive [LETTER…]", "Give letters back to their group, to be handled again",
+		"Give letters back to their group, to be handled again with fresh attempts. No other group sees them. It may be ended and begun\n"+
+			"again at any point: each letter goes back once.")
+	flags := cmd.Flags()
+	flags.IntVar(&how.PerSecond, "rate", 0, "most letters in a second (default no limit)")
+	flags.BoolVar(&how.KeepAttempts, "keep-attempts", false, "attempts go on where they were: what failed as often as it may gets one more")
+	flags.IntVar(&how.MaxRedrives, "max-redrives", 10, "with --all, leave out letters that were given back so often before")
+	edit.register(cmd)
+	return cmd
+}
+
+// editFlags are those that put another payload into a letter.
+type editFlags struct {
+	file string
+	edit dlq.Edit
+}
+
+func (e *editFlags) register(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringVar(&e.file, "data", "", "file with the payload to put in place of the letter's, or - for standard input; of one letter")
+	flags.StringVar(&e.edit.ContentType, "content-type", "", "with --data: what it is (default as before)")
+	flags.StringVar(&e.edit.By, "by", "", "with --data: who says so, noted beside the event")
+}
+
+// read checks the flags and reads the payload.
+func (e *editFlags) read(a *app, cmd *cobra.Command, args []string) error {
+	switch {
+	case e.file == "" && (cmd.Flags().Changed("content-type") || cmd.Flags().Changed("by")):
+		return errors.New("--content-type and --by belong to --data")
+	case e.file == "":
+		return nil
+	case len(args) != 1:
+		return errors.New("--data is the payload of one letter: name that one")
+	}
+	from := a.process.Stdin
+	if e.file != "-" {
+		file, err := os.Open(e.file)
+		if err != nil {
+			return fmt.Errorf("--data: %w", err)
+		}
+		defer func() { _ = file.Close() }() // it was only read
+		from = file
+	}
+	data, err := io.ReadAll(io.LimitReader(from, stream.MaxData+1))
+	if err != nil {
+		return fmt.Errorf("--data: %w", err)
+	}
+	e.edit.Data = data
+	return nil
 }
 
 func newDLQPurge(a *app) *cobra.Command {
 	c := &change{
 		a: a, verb: "purge", done: "purged", warn: ", for good", ask: func(bool) bool { return true },
-		apply: func(ctx context.Context, q *dlq.Queue, refs []dlq.Ref) (int, error) { return q.Purge(ctx, refs...) },
+		apply: func(ctx context.Context, q *dlq.Queue, refs []dlq.Ref, show func(done int)) (done int, err error) {
+			for part := range slices.Chunk(refs, 1000) {
+				n, err := q.Purge(ctx, part...)
+				if done += n; err != nil {
+					return done, err
+				}
+				show(done)
+			}
+			return done, nil
+		},
 	}
 	return c.command("purge [LETTER…]", "Delete letters for good", "Delete letters for good.")
 }
@@ -130,7 +231,7 @@ func (c *change) command(use, short, long string) *cobra.Command {
 		Use: use, Short: short, Long: long + "\n\nName letters as `dlq list` does (partition/ID), or select them with --all and filters.",
 		PreRunE: func(cmd *cobra.Command, args []string) error {
 			filtered := false
-			for _, name := range []string{"reason", "type", "key", "error", "since", "until", "limit"} {
+			for _, name := range []string{"reason", "type", "key", "error", "since", "until", "min-redrives", "limit"} {
 				filtered = filtered || cmd.Flags().Changed(name)
 			}
 			switch {
@@ -141,7 +242,10 @@ func (c *change) command(use, short, long string) *cobra.Command {
 			case c.limit < 0:
 				return command.Unfitf("--limit %d is negative", c.limit)
 			}
-			return c.queue.check()
+			if err := c.queue.check(); err != nil || c.check == nil {
+				return err
+			}
+			return command.Unfit(c.check(cmd, args))
 		},
 		RunE: c.a.withRedis(c.run),
 	}
@@ -168,13 +272,15 @@ func (c *change) run(ctx context.Context, rdb redis.UniversalClient, args []stri
 	if err != nil {
 		return err
 	}
+	document := changeDocument{
+		Topic: c.queue.topic, Group: c.queue.group, DryRun: c.dryRun, Letters: []string{}, Failed: []string{}, LeftOut: map[string]int{},
+	}
 	if c.all {
 		// Everything is found first: a letter that dies again meanwhile is not taken twice.
-		if refs, err = c.find(ctx, queue, filter); err != nil {
+		if refs, err = c.find(ctx, queue, filter, document.LeftOut); err != nil {
 			return err
 		}
 	}
-	document := changeDocument{Topic: c.queue.topic, Group: c.queue.group, DryRun: c.dryRun, Letters: []string{}, Failed: []string{}}
 	for _, ref := range refs {
 		document.Letters = append(document.Letters, ref.String())
 	}
@@ -182,9 +288,14 @@ func (c *change) run(ctx context.Context, rdb redis.UniversalClient, args []stri
 		if err := c.confirm(len(refs)); err != nil {
 			return err
 		}
-		document.Done, err = c.apply(ctx, queue, refs)
-		if redisx.IsNoPerm(err) && document.Done == 0 {
+		bar := c.a.newProgress(c.verb, len(refs))
+		document.Done, err = c.apply(ctx, queue, refs, bar.show)
+		bar.end()
+		switch {
+		case redisx.IsNoPerm(err) && document.Done == 0:
 			return err
+		case errors.Is(err, stream.ErrUndecodable), errors.Is(err, stream.ErrInvalid):
+			return command.Unfitf("--data: %w", err)
 		}
 		document.Failed = faultsIn(err)
 		if missed := len(refs) - document.Done; err == nil && missed > 0 {
@@ -201,24 +312,24 @@ func (c *change) run(ctx context.Context, rdb redis.UniversalClient, args []stri
 }
 
 // find returns the letters that match.
-func (c *change) find(ctx context.Context, queue *dlq.Queue, filter dlq.Filter) ([]dlq.Ref, error) {
+func (c *change) find(ctx context.Context, queue *dlq.Queue, filter dlq.Filter, leftOut map[string]int) ([]dlq.Ref, error) {
+	bar := c.a.newProgress("finding letters", 0)
+	defer bar.end()
 	var refs []dlq.Ref
-	for next, first := "", true; first || next != ""; first = false {
-		page, err := queue.List(ctx, filter, next, 1000)
+	for l, err := range queue.All(ctx, filter) {
 		if err != nil {
 			return nil, err
 		}
-		for i := range page.Letters {
-			l := &page.Letters[i]
-			if c.limit > 0 && len(refs) == c.limit {
-				return refs, nil
-			}
-			if c.whole && len(l.Fields()) == 0 {
+		if c.leave != nil {
+			if why := c.leave(&l); why != "" {
+				leftOut[why]++
 				continue
 			}
-			refs = append(refs, dlq.Ref{Partition: l.Partition, ID: l.ID})
 		}
-		next = page.Next
+		refs = append(refs, dlq.Ref{Partition: l.Partition, ID: l.ID})
+		if bar.show(len(refs)); len(refs) == c.limit {
+			break
+		}
 	}
 	return refs, nil
 }
@@ -269,5 +380,8 @@ func (c *change) table(w io.Writer, d changeDocument) {
 		fmt.Fprintf(w, "%s would be %s\n", letters(len(d.Letters)), c.done)
 	default:
 		fmt.Fprintf(w, "%d of %s %s\n", d.Done, letters(len(d.Letters)), c.done)
+	}
+	for _, why := range slices.Sorted(maps.Keys(d.LeftOut)) {
+		fmt.Fprintf(w, "%s left out: %s\n", letters(d.LeftOut[why]), why)
 	}
 }

@@ -8,7 +8,7 @@ import (
 	"fmt"
 	"io"
 	"strconv"
-	"unicode/utf8"
+	"strings"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/spf13/cobra"
@@ -27,23 +27,19 @@ type letterDocument struct {
 	letterRow
 	// Malformed says why the entry is no event on the wire, "" where it is one.
 	Malformed string `json:"malformed,omitempty"`
-	// Fields are the entry's own, as they were written. Values that are no text stand as
-	// base64.
-	Fields []fieldRow `json:"fields"`
+	// Fields are the entry's own, as they were written.
+	Fields []dlq.Field `json:"fields"`
 	// Data is the payload, decoded, where that is possible.
 	Data json.RawMessage `json:"data,omitempty"`
 }
 
-type fieldRow struct {
-	Name   string `json:"name"`
-	Value  string `json:"value,omitempty"`
-	Base64 string `json:"base64,omitempty"`
-}
-
 func newDLQShow(a *app) *cobra.Command {
 	var q queueFlags
+	var raw bool
 	cmd := &cobra.Command{
 		Use: "show LETTER…", Short: "Show letters with everything that is in them", Args: someLetters,
+		Long: "Show letters with everything that is in them. A payload stands decoded where that is possible, with --raw as it was written.\n" +
+			"With --json there are both.",
 		PreRunE: func(*cobra.Command, []string) error { return q.check() },
 		RunE: a.withRedis(func(ctx context.Context, rdb redis.UniversalClient, args []string) error {
 			refs, err := parseRefs(args)
@@ -62,10 +58,11 @@ func newDLQShow(a *app) *cobra.Command {
 				}
 				document.Letters = append(document.Letters, letterDocumentOf(&l))
 			}
-			return a.print(document, document.text)
+			return a.print(document, func(w io.Writer) { document.text(w, raw) })
 		}),
 	}
 	q.register(cmd)
+	cmd.Flags().BoolVar(&raw, "raw", false, "payloads as they were written")
 	return cmd
 }
 
@@ -89,30 +86,38 @@ func parseRefs(args []string) ([]dlq.Ref, error) {
 }
 
 func letterDocumentOf(l *dlq.Letter) letterDocument {
-	d := letterDocument{letterRow: letterRowOf(l), Fields: []fieldRow{}}
+	d := letterDocument{letterRow: letterRowOf(l), Fields: []dlq.Field{}, Data: decoded(&l.Entry.Event)}
 	if l.Entry.Err != nil {
 		d.Malformed = l.Entry.Err.Error()
 	}
 	fields := l.Fields()
 	for i := 0; i+1 < len(fields); i += 2 {
-		row := fieldRow{Name: fields[i], Value: fields[i+1]}
-		if !utf8.ValidString(row.Value) {
-			row.Value, row.Base64 = "", base64.StdEncoding.EncodeToString([]byte(row.Value))
-		}
-		d.Fields = append(d.Fields, row)
-	}
-	if len(l.Entry.Event.Data) > 0 {
-		// Decoding heeds the limits under which consumers decode.
-		if v, err := stream.Define[any]("any").Decode(l.Entry.Event); err == nil {
-			if data, err := json.Marshal(v); err == nil {
-				d.Data = data
-			}
-		}
+		d.Fields = append(d.Fields, dlq.NewField(fields[i], fields[i+1]))
 	}
 	return d
 }
 
-func (d showDocument) text(w io.Writer) {
+// decoded returns the payload as JSON, or nil where it is none of its content type or JSON has
+// no words for it. Decoding heeds the limits under which consumers decode.
+func decoded(e *stream.Event) json.RawMessage {
+	codec := stream.CodecFor(e.ContentType)
+	if codec == nil || len(e.Data) == 0 {
+		return nil
+	}
+	var v any
+	if err := codec.Decode(e.Data, &v); err != nil {
+		return nil
+	}
+	data, err := json.Marshal(v)
+	if err != nil {
+		return nil
+	}
+	return data
+}
+
+// text writes the letters for people: with their payload decoded where that is possible, or
+// as it was written.
+func (d showDocument) text(w io.Writer, raw bool) {
 	for i, l := range d.Letters {
 		if i > 0 {
 			fmt.Fprintln(w)
@@ -134,6 +139,13 @@ func (d showDocument) text(w io.Writer) {
 		line("attempts", strconv.Itoa(l.Attempts))
 		line("deliveries", strconv.Itoa(l.Deliveries))
 		line("redrives", strconv.Itoa(l.Redrives))
+		if l.Redrives > 0 && l.FirstDied != nil {
+			line("first died", moment(*l.FirstDied)+", "+string(l.FirstReason)+": "+l.FirstError)
+		}
+		if l.Edited != nil {
+			line("edited", strings.TrimSuffix(moment(*l.Edited)+" by "+l.Editor, " by "))
+			line("original", "payload of SHA-256 "+l.Original)
+		}
 		line("consumer", l.Consumer)
 		line("origin", l.OriginStream+" "+l.OriginID)
 		line("malformed", l.Malformed)
@@ -141,14 +153,14 @@ func (d showDocument) text(w io.Writer) {
 			fmt.Fprintln(w, "nothing is left of the event")
 		}
 		for _, f := range l.Fields {
-			value := f.Value
-			if f.Base64 != "" {
-				value = "base64 " + f.Base64
-			}
-			if f.Name == "data" && l.Data != nil {
+			name, value := f.Text()
+			switch {
+			case name == "data" && l.Data != nil && !raw:
 				value = string(l.Data)
+			case f.Base64 != nil:
+				value = "base64 " + base64.StdEncoding.EncodeToString(f.Base64)
 			}
-			fmt.Fprintf(w, "  %s: %s\n", command.Visible(f.Name), command.Visible(shorten(value, 16<<10)))
+			fmt.Fprintf(w, "  %s: %s\n", command.Visible(name), command.Visible(shorten(value, 16<<10)))
 		}
 	}
 }

@@ -1,5 +1,5 @@
-// Command streamkeel is the operator's command line: migrations, topics, groups, what is
-// pending, and the dead letters.
+// Command streamkeel is the operator's command line: migrations, topics, groups, consumers,
+// what is pending, and the dead letters.
 package main
 
 import (
@@ -34,6 +34,7 @@ func (a *app) commands() []*cobra.Command {
 		newTopicsCommand(a),
 		newGroupsCommand(a),
 		newPendingCommand(a),
+		newConsumersCommand(a),
 		newDLQCommand(a),
 		newVersionCommand(a),
 	}
@@ -76,8 +77,8 @@ func (a *app) root() (root *cobra.Command, began *bool) {
 	began = new(bool)
 	root = &cobra.Command{
 		Use:           program,
-		Short:         "Operate Streamkeel: migrations, topics, groups, pending entries and dead letters",
-		Long:          "Operate Streamkeel: migrations, topics, groups, pending entries and dead letters.\n\nGlobal flags have environment variables; the flag wins. With --json a command prints one JSON document.",
+		Short:         "Operate Streamkeel: migrations, topics, groups, consumers, pending entries and dead letters",
+		Long:          "Operate Streamkeel: migrations, topics, groups, consumers, pending entries and dead letters.\n\nGlobal flags have environment variables; the flag wins. With --json a command prints one JSON document.",
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -99,6 +100,14 @@ func (s *shop) bury(en stream.Entry, reason dlq.Reason, text string) {
 	}
 }
 
+// buryRetry makes a letter of an entry of the retry stream.
+func (s *shop) buryRetry(en stream.Entry, p int) {
+	s.t.Helper()
+	_, err := pel.NewSettler(s.rdb, s.keys(p), "c1").Settle(s.t.Context(), false,
+		pel.Settlement{Entry: en, Outcome: pel.DeadLetter, Carried: pel.CarriedBy(&en, true), Reason: dlq.ReasonAttempts, Error: "broken again"})
+	require.NoError(s.t, err)
+}
+
 // call runs the command line, which must succeed, and returns what it prints.
 func (s *shop) call(args ...string) string {
 	s.t.Helper()
@@ -142,7 +151,7 @@ func TestBadInputIsOneLineThatSaysWhatToDo(t *testing.T) {
 		parts []string
 	}{
 		"unknown command":    {"topcs", []string{"unknown command", "topics"}},
-		"unknown subcommand": {"dlq lst", []string{`"lst"`, "list, purge, redrive, show"}},
+		"unknown subcommand": {"dlq lst", []string{`"lst"`, "export, import, list, purge, redrive, show"}},
 		"unknown flag":       {"topics list --no-such", []string{"--no-such", "streamkeel topics list --help"}},
 		"argument":           {"topics list x", []string{`"x"`}},
 		"namespace":          {"topics list --namespace a:b", []string{"--namespace"}},
@@ -160,6 +169,17 @@ func TestBadInputIsOneLineThatSaysWhatToDo(t *testing.T) {
 		"named and all":      {"dlq redrive --topic orders --group billing --all 0/1-1", []string{"not both"}},
 		"unasked":            {"pending --min-idle 5m", []string{"--entries"}},
 		"page of no one":     {"pending --entries --from main/1-1", []string{"--partition"}},
+		"bad rate":           {"dlq redrive --topic orders --group billing --all --rate -1 --max-redrives 0", []string{"--rate -1", "--max-redrives 0"}},
+		"edit of many":       {"dlq redrive --topic orders --group billing --all --data -", []string{"--data", "one letter"}},
+		"edit by nobody":     {"dlq redrive --topic orders --group billing 0/1-1 --by me", []string{"--data"}},
+		"no such payload":    {"dlq redrive --topic orders --group billing 0/1-1 --data /no/such", []string{"--data", "/no/such"}},
+		"export as document": {"dlq export --topic orders --group billing --json", []string{"--out"}},
+		"export to nowhere":  {"dlq export --topic orders --group billing --out /no/such/file", []string{"--out", "/no/such/file"}},
+		"import of nothing":  {"dlq import --topic orders --group billing", []string{"name one file"}},
+		"no such file":       {"dlq import --topic orders --group billing /no/such", []string{"/no/such"}},
+		"backward times":     {"dlq export --topic orders --group billing --since 1h --until 2h", []string{"--until lies before --since"}},
+		"silent before":      {"consumers --silent -1m", []string{"--silent -1m"}},
+		"consumers of none":  {"consumers --group biling", []string{`"biling"`, "billing"}},
 		"no such partition":  {"pending --partition 7", []string{"--partition 7", "0 to 1"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -181,7 +201,7 @@ func TestHelpNamesTheVariables(t *testing.T) {
 	t.Parallel()
 	o := commandtest.Call(t, run, nil, "--help")
 	require.Equal(t, command.ExitClean, o.Code)
-	for _, part := range []string{"migrate", "topics", "groups", "pending", "dlq", "version", "STREAMKEEL_REDIS_URL", "STREAMKEEL_NAMESPACE"} {
+	for _, part := range []string{"migrate", "topics", "groups", "pending", "consumers", "dlq", "version", "STREAMKEEL_REDIS_URL", "STREAMKEEL_NAMESPACE"} {
 		require.Contains(t, o.Stdout, part)
 	}
 	o = commandtest.Call(t, run, nil, "dlq", "redrive", "--help")
@@ -274,6 +294,31 @@ func TestPendingTellsWhoHasWhatAndForHowLong(t *testing.T) {
 	require.Len(t, d.Pending[0].Entries, 1)
 	require.Equal(t, "c2", d.Pending[0].Entries[0].Consumer)
 	require.Empty(t, d.Pending[0].Next)
+}
+
+func TestConsumersAreListedWithWhatTheyHaveInHand(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	require.Contains(t, s.call("consumers"), "no such consumers")
+	taken := map[int]bool{}
+	for i := range 6 {
+		e := orderPlaced.Event(strconv.Itoa(i), order{i})
+		taken[s.topic.Partition(&e)] = true
+		s.deliver("c1", e)
+	}
+	require.Len(t, taken, 2, "both partitions")
+	old := s.deliver("c2", orderPlaced.Event("a", order{7}))
+	require.NoError(t, s.rdb.Do(t.Context(), "xclaim", old.Stream, "billing", "c3", 0, old.ID.String(), "justid").Err())
+
+	d := document[consumersDocument](s, "consumers")
+	require.Len(t, d.Consumers, 3)
+	require.Equal(t, "c1", d.Consumers[0].Consumer)
+	require.EqualValues(t, 6, d.Consumers[0].Pending)
+	require.Equal(t, 2, d.Consumers[0].Partitions)
+	require.Zero(t, d.Consumers[1].Pending, "one with nothing in hand is listed too")
+	require.EqualValues(t, 1, d.Consumers[2].Pending)
+	require.Contains(t, s.call("consumers", "--topic=orders", "--group=billing"), "SILENT FOR")
+	require.Empty(t, document[consumersDocument](s, "consumers", "--silent=1h").Consumers)
 }
 
 func TestMigrationsAreAppliedOnceAndTold(t *testing.T) {

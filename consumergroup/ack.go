@@ -15,7 +15,11 @@ const ackDelay = 5 * time.Millisecond
 
 // ack notes that a delivery was handled. The ack goes out with the next read, or by itself
 // some milliseconds later.
-func (c *Consumer) ack(d *delivery) {
+func (c *Consumer) ack(ctx context.Context, d *delivery) {
+	if d.noted {
+		c.ackHeld(ctx, d)
+		return
+	}
 	d.set(handled)
 	if d.lane.addAck(d) {
 		select {
@@ -75,6 +79,13 @@ func (c *Consumer) ackCmds(ctx context.Context, lanes []*lane, age time.Duration
 // sendAcks sends the acks that are at least as old as age, of all lanes.
 func (c *Consumer) sendAcks(ctx context.Context, age time.Duration) {
 	for _, l := range c.lanes {
+		if c.cfg.Ordered {
+			h := l.p.holding.Load()
+			if acks := c.heldAcks(l, h, age); len(acks) > 0 {
+				c.heldAcksEnded(ctx, l, h, acks, l.p.lessor.Ack(ctx, h.lease(), l.key, idsOf(acks)))
+			}
+			continue
+		}
 		if !l.retry {
 			for _, a := range c.ackCmds(ctx, []*lane{l}, age) {
 				_ = c.rdb.Process(ctx, a.cmd) // the error is in reply
@@ -132,7 +143,7 @@ func (c *Consumer) beat(ctx context.Context) {
 		}
 		c.hand.each(func(d *delivery) {
 			overdue := d.state == running && now.After(d.deadline)
-			if now.Sub(d.extended) >= third && !overdue {
+			if d.held == nil && now.Sub(d.extended) >= third && !overdue {
 				held[d.lane] = append(held[d.lane], d)
 			}
 		})

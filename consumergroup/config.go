@@ -39,6 +39,20 @@ type Config struct {
 	Retry Policy
 	// Limits bound hand-overs: MinIdle and MaxDeliveries.
 	pel.Limits
+	// Ordered hands the events of one key over one after the other, also through failures,
+	// crashes and consumers that come and go. The partitions are leased to the consumers of
+	// the group, so that no more consumers than partitions have work; within a partition
+	// keys are handled at the same time. All consumers of the group must say the same.
+	// Where an owner was paused for longer than MinIdle, a handler of its may still run
+	// while the next owner has begun: Metadata.Generation lets a database refuse it.
+	Ordered bool
+	// OnPoison says what an ordered group does with an event that cannot be handled.
+	// Default: a letter, and its key goes on.
+	OnPoison OnPoison
+	// MaxHeld is how many events of a partition of an ordered group may wait behind ones
+	// that failed; at that number the partition is not read on. Default 10,000. They are
+	// held in memory.
+	MaxHeld int
 	// Unhandled says what to do with event types that a Mux does not name. Default: ack and
 	// count them.
 	Unhandled Unhandled
@@ -106,6 +120,9 @@ func (c Config) withDefaults() Config {
 	if c.ShutdownTimeout == 0 {
 		c.ShutdownTimeout = 30 * time.Second
 	}
+	if c.MaxHeld == 0 {
+		c.MaxHeld = 10_000
+	}
 	if c.Name == "" {
 		c.Name = hostName()
 	}
@@ -115,6 +132,13 @@ func (c Config) withDefaults() Config {
 	c.Limits = c.Limits.WithDefaults()
 	c.Retry = c.Retry.withDefaults()
 	return c
+}
+
+func (c Config) kind() stream.GroupKind {
+	if c.Ordered {
+		return stream.GroupOrdered
+	}
+	return stream.GroupWork
 }
 
 // validate reports every fault of a config with defaults, joined.
@@ -158,6 +182,15 @@ func (c Config) validate(rdb redis.UniversalClient) error {
 	}
 	if c.Concurrency < 1 || c.Concurrency > maxConcurrency {
 		fault("Concurrency %d must be 1 to %d", c.Concurrency, maxConcurrency)
+	}
+	if c.OnPoison < PoisonDeadLetter || c.OnPoison > PoisonParkKey {
+		fault("OnPoison %d is unknown", c.OnPoison)
+	}
+	if c.OnPoison != PoisonDeadLetter && !c.Ordered {
+		fault("OnPoison is for groups with Ordered")
+	}
+	if c.MaxHeld < 1 {
+		fault("MaxHeld %d must be at least 1", c.MaxHeld)
 	}
 	if c.HandlerTimeout < 0 {
 		fault("HandlerTimeout %s is negative", c.HandlerTimeout)

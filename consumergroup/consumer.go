@@ -27,6 +27,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/streamkeel/streamkeel/dlq"
 	"github.com/streamkeel/streamkeel/internal/quiet"
 	"github.com/streamkeel/streamkeel/internal/redisx"
 	"github.com/streamkeel/streamkeel/pel"
@@ -47,6 +48,7 @@ type Consumer struct {
 	started  atomic.Bool
 	work     chan *delivery
 	hand     hand
+	due      dueList       // of ordered groups
 	room     chan struct{} // a worker took a delivery
 	ackReady chan struct{} // a lane has its first ack
 	draining chan struct{} // closed when workers take nothing more
@@ -69,12 +71,13 @@ func New(rdb redis.UniversalClient, config Config) (*Consumer, error) {
 	c := &Consumer{
 		rdb: rdb, cfg: cfg, handler: Recovery()(chain(cfg.Handler, cfg.Middleware)), name: cfg.Name + "-" + rand.Text()[:12], log: quiet.New(cfg.Logger.With("group", cfg.Group)),
 		lanes: map[string]*lane{}, work: make(chan *delivery, maxRead), room: make(chan struct{}, 1), ackReady: make(chan struct{}, 1), draining: make(chan struct{}),
-		hand: hand{batches: map[*batch]struct{}{}},
+		hand: hand{batches: map[*batch]struct{}{}}, due: dueList{fresh: make(chan struct{}, 1)},
 	}
 	for _, t := range cfg.Topics {
 		for _, key := range t.StreamKeys() {
 			keys := pel.KeysOf(key, cfg.Group)
 			p := newPartition(t, keys, pel.NewSettler(rdb, keys, c.name))
+			p.lessor = pel.NewLessor(rdb, keys, c.name, cfg.MinIdle)
 			c.partitions = append(c.partitions, p)
 			for _, l := range p.lanes {
 				c.lanes[l.key] = l
@@ -124,6 +127,11 @@ func (c *Consumer) run(ctx context.Context) error {
 	keepers.Go(func() { c.flushAcks(endCtx) })
 	keepers.Go(func() { c.beat(endCtx) })
 	keepers.Go(func() { c.redeclare(ctx) })
+	if c.cfg.Ordered {
+		keepers.Go(func() { c.balance(ctx, endCtx) })
+		keepers.Go(func() { c.renewLeases(endCtx) })
+		keepers.Go(func() { c.wakeDue(ctx) })
+	}
 	if !c.cfg.DisableUpkeep {
 		keepers.Go(func() { c.upkeep().Run(ctx) })
 	}
@@ -179,9 +187,15 @@ func (c *Consumer) leave(endCtx context.Context) {
 	ctx, cancel := context.WithTimeout(endCtx, settleGrace)
 	defer cancel()
 	c.sendAcks(ctx, 0)
+	for _, p := range c.partitions {
+		if h := p.holding.Load(); h != nil {
+			h.stopStarting()
+			c.giveUp(ctx, h, false)
+		}
+	}
 	var left []*delivery
 	c.hand.each(func(d *delivery) {
-		if d.state == waiting || d.state == running {
+		if d.held == nil && (d.state == waiting || d.state == running) {
 			left = append(left, d)
 		}
 	})
@@ -263,7 +277,7 @@ func (c *Consumer) declare(ctx context.Context) error {
 		return err
 	}
 	group := stream.Group{
-		Name: c.cfg.Group, Kind: stream.GroupWork,
+		Name: c.cfg.Group, Kind: c.cfg.kind(),
 		MaxDeliveries: c.cfg.MaxDeliveries, MinIdleMs: c.cfg.MinIdle.Milliseconds(),
 	}
 	for _, t := range c.cfg.Topics {
@@ -302,6 +316,24 @@ func (c *Consumer) heal(ctx context.Context, partitions []*partition) {
 			p.setBroken(err, brokenRetest)
 			c.log.Error(ctx, "partition cannot be read", p.keys.Stream, err)
 		}
+	}
+}
+
+// stopped reports whether workers take nothing more.
+func (c *Consumer) stopped() bool {
+	select {
+	case <-c.draining:
+		return true
+	default:
+		return false
+	}
+}
+
+func (c *Consumer) observeTrimmed(ctx context.Context, p *partition, r pel.Reclaimed) {
+	if c.cfg.Observer != nil {
+		c.cfg.Observer.Observe(ctx, Observation{
+			Moment: Trimmed, Topic: p.topic.Name, Group: r.Group, Stream: r.Stream, ID: r.ID, Deliveries: r.Deliveries, Reason: dlq.ReasonTrimmed,
+		})
 	}
 }
 

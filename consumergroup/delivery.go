@@ -16,6 +16,7 @@ type delivery struct {
 	batch   *batch
 	entry   stream.Entry
 	carried pel.Carried // with this delivery counted
+	place               // of ordered groups
 
 	mu       sync.Mutex
 	state    state

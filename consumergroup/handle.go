@@ -28,7 +28,11 @@ func (c *Consumer) worker(workCtx, endCtx context.Context) {
 			case c.room <- struct{}{}:
 			default:
 			}
-			c.handle(workCtx, endCtx, d)
+			if d.held != nil {
+				c.handleKey(workCtx, endCtx, d)
+			} else {
+				c.handle(workCtx, endCtx, d)
+			}
 		}
 	}
 }
@@ -50,7 +54,7 @@ func (c *Consumer) handle(workCtx, endCtx context.Context, d *delivery) {
 	if err == nil {
 		c.pause.over()
 		c.observe(ctx, Handled, d, func(o *Observation) { o.Took, o.Attempt = took, d.carried.Attempts+1 })
-		c.ack(d)
+		c.ack(endCtx, d)
 		return
 	}
 	if errors.Is(err, ErrUnhandled) && c.cfg.Unhandled == UnhandledAck {
@@ -58,7 +62,7 @@ func (c *Consumer) handle(workCtx, endCtx context.Context, d *delivery) {
 		if _, known := c.unhandled.LoadOrStore(d.entry.Event.Type, true); !known {
 			c.log.Info(ctx, "events of a type without handler are acked", "type", d.entry.Event.Type, "topic", d.lane.p.topic.Name)
 		}
-		c.ack(d)
+		c.ack(endCtx, d)
 		return
 	}
 	c.settle(endCtx, d, c.failure(ctx, d, err), err, took)
@@ -67,6 +71,8 @@ func (c *Consumer) handle(workCtx, endCtx context.Context, d *delivery) {
 // unfit returns why a delivery is not given to the handler at all.
 func (c *Consumer) unfit(d *delivery) (dlq.Reason, error) {
 	switch e := &d.entry.Event; {
+	case d.verdict != "":
+		return d.verdict, d.why
 	case d.entry.Err != nil:
 		return dlq.ReasonUndecodable, d.entry.Err
 	case !e.Expires.IsZero() && time.Now().After(e.Expires):
@@ -87,9 +93,13 @@ func (c *Consumer) call(ctx context.Context, d *delivery) error {
 		originStream, originID = dlq.ParseOrigin(d.carried.Origin)
 	}
 	ctx = stream.WithCause(ctx, d.entry.Event)
+	var generation int64
+	if d.held != nil {
+		generation = d.held.lease()
+	}
 	ctx = WithMetadata(ctx, Metadata{
 		Topic: d.lane.p.topic.Name, Group: c.cfg.Group, Consumer: c.name, Stream: originStream, ID: originID,
-		Attempt: d.carried.Attempts + 1, Deliveries: d.carried.Deliveries, FirstSeen: d.carried.First,
+		Attempt: d.carried.Attempts + 1, Deliveries: d.carried.Deliveries, FirstSeen: d.carried.First, Generation: generation,
 	})
 	err := c.handler.Handle(ctx, d.entry.Event)
 	var panicked *PanicError
@@ -154,6 +164,10 @@ func permanentReason(err error) dlq.Reason {
 // delivery stays pending until one try succeeds.
 func (c *Consumer) settle(ctx context.Context, d *delivery, st pel.Settlement, cause error, took time.Duration) {
 	st.Entry = d.entry
+	if d.held != nil {
+		c.settleHeld(ctx, d, st, cause, took)
+		return
+	}
 	repeated := false
 	for backoff := minBackoff; ; backoff = min(2*backoff, maxBackoff) {
 		statuses, err := d.lane.p.settler.Settle(ctx, repeated, st)
@@ -183,14 +197,18 @@ func (c *Consumer) report(ctx context.Context, d *delivery, st pel.Settlement, s
 	if st.Outcome == pel.Retry && st.Carried.Attempts == d.carried.Attempts {
 		moment = Released // by its handler, or in an outage: nothing was counted
 	}
-	c.observe(ctx, moment, d, func(o *Observation) {
-		o.Attempt, o.Deliveries = st.Carried.Attempts, st.Carried.Deliveries
-		o.Err, o.Took, o.Delay, o.Reason = cause, took, st.Delay, st.Reason
-	})
+	c.observeEnd(ctx, moment, d, st, cause, took)
 	if st.Outcome == pel.DeadLetter && status == pel.Settled {
 		c.log.Error(ctx, "event went to the dead letters", d.entry.Event.Type, cause,
 			"event", d.entry.Event.ID, "reason", string(st.Reason), "attempts", st.Carried.Attempts, "topic", d.lane.p.topic.Name)
 	}
+}
+
+func (c *Consumer) observeEnd(ctx context.Context, m Moment, d *delivery, st pel.Settlement, cause error, took time.Duration) {
+	c.observe(ctx, m, d, func(o *Observation) {
+		o.Attempt, o.Deliveries = st.Carried.Attempts, st.Carried.Deliveries
+		o.Err, o.Took, o.Delay, o.Reason = cause, took, st.Delay, st.Reason
+	})
 }
 
 // release gives deliveries back, lane by lane in bulk; this delivery is not counted.

@@ -46,6 +46,10 @@ type Metadata struct {
 	Attempt, Deliveries int
 	// FirstSeen is when the group first got the event.
 	FirstSeen time.Time
+	// Generation is that of the partition's lease in an ordered group, else 0. It only
+	// grows: a row that stores the highest one seen refuses an owner that was replaced
+	// (UPDATE … WHERE generation <= $1).
+	Generation int64
 }
 
 type metadataKey struct{}

@@ -2,6 +2,7 @@ package consumergroup
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/streamkeel/streamkeel/pel"
@@ -15,6 +16,9 @@ type partition struct {
 	keys    pel.Keys
 	settler *pel.Settler
 	lanes   [2]*lane
+
+	lessor  *pel.Lessor             // of ordered groups
+	holding atomic.Pointer[holding] // while this consumer leases it
 
 	mu     sync.Mutex
 	broken error     // why it cannot be read, or nil

@@ -17,6 +17,7 @@ const (
 	Handled      Moment = "handled"       // its handler returned nil; the ack follows
 	Retried      Moment = "retried"       // its handler failed, and it is due again later
 	DeadLettered Moment = "dead_lettered" // it became a letter
+	Parked       Moment = "parked"        // it cannot be handled, and its key waits for a person (ordered groups)
 	Released     Moment = "released"      // it was given back, nothing counted
 	Skipped      Moment = "skipped"       // no handler for its type; acked
 	Reclaimed    Moment = "reclaimed"     // upkeep took it from a silent consumer

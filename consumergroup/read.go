@@ -84,6 +84,9 @@ func (r *reader) run(ctx, workCtx, endCtx context.Context) {
 // round reads once and hands the entries to the workers. It returns those that must be
 // handled alone.
 func (r *reader) round(ctx context.Context) (suspects []*delivery, err error) {
+	if r.c.cfg.Ordered {
+		return nil, r.roundOrdered(ctx)
+	}
 	r.c.alone.RLock()
 	defer r.c.alone.RUnlock()
 	lanes := r.usable()

@@ -87,7 +87,7 @@ func (c *Consumer) upkeep() *Upkeep {
 	var targets []Target
 	for _, t := range c.cfg.Topics {
 		targets = append(targets, Target{t, stream.Group{
-			Name: c.cfg.Group, Kind: stream.GroupWork, MaxDeliveries: c.cfg.MaxDeliveries, MinIdleMs: c.cfg.MinIdle.Milliseconds(),
+			Name: c.cfg.Group, Kind: c.cfg.kind(), MaxDeliveries: c.cfg.MaxDeliveries, MinIdleMs: c.cfg.MinIdle.Milliseconds(),
 		}})
 	}
 	return newUpkeep(c.rdb, UpkeepConfig{
@@ -185,7 +185,11 @@ func (u *Upkeep) sweep(ctx context.Context) {
 		}
 		reclaimer, err := pel.NewReclaimer(u.rdb, limits, u.reach)
 		if err == nil {
-			err = reclaimer.Sweep(ctx, k, func(r pel.Reclaimed) { u.reclaimed(ctx, t, r) })
+			sweep := reclaimer.Sweep
+			if t.Group.Kind == stream.GroupOrdered {
+				sweep = reclaimer.SweepOrdered
+			}
+			err = sweep(ctx, k, func(r pel.Reclaimed) { u.reclaimed(ctx, t, r) })
 		}
 		if err != nil {
 			u.failed(ctx, "sweep failed", k.Stream, err)

@@ -282,6 +282,7 @@ func TestLagIsSetRightAfterARestartOnceTheGroupHasReadAll(t *testing.T) {
 	t.Parallel()
 	server := testenv.PrivateRedis(t, servers.RedisConfig{AppendOnly: true, Quiet: true})
 	f := &fixture{t: t, rdb: testenv.RedisClient(t, server.URL()), keys: pel.KeysOf("sk:orders.0", "billing")}
+	require.NoError(t, f.rdb.ConfigSet(t.Context(), "appendfsync", "always").Err()) // or the kill may lose what was read
 	_, err := pel.Ensure(t.Context(), f.rdb, f.keys, "0")
 	require.NoError(t, err)
 	f.deliver("c1")

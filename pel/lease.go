@@ -5,13 +5,10 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 
-	"github.com/streamkeel/streamkeel/dlq"
 	"github.com/streamkeel/streamkeel/internal/redisx"
 	"github.com/streamkeel/streamkeel/stream"
 )
@@ -185,22 +182,25 @@ func (l *Lessor) decodeTakeOver(r *redisx.Reply, streamKey string) (entries []St
 }
 
 // TakeCmd returns a command, for a pipeline, that takes delivery of entries which were read
-// from streamKey without the group, in order, and acks those that were handled. handed is
-// what Grant or the last Take said of that stream; Took reads the reply. LoadTake comes first.
-func (l *Lessor) TakeCmd(ctx context.Context, generation, handed int64, streamKey string, acks, ids []stream.ID) (redis.Cmder, *redis.Cmd) {
-	return takeScript.NewCmd(ctx, []string{streamKey, l.keys.Hash}, l.takeArgs(generation, handed, streamKey, acks, ids)...)
+// from streamKey without the group, in order, and acks those that were handled. from is
+// where they were read from: what Grant said of that stream, or the last entry taken and what
+// Took said. Took reads the reply. LoadTake comes first.
+func (l *Lessor) TakeCmd(ctx context.Context, generation int64, streamKey string, from Handed, acks, ids []stream.ID) (redis.Cmder, *redis.Cmd) {
+	return takeScript.NewCmd(ctx, []string{streamKey, l.keys.Hash}, l.takeArgs(generation, streamKey, from, acks, ids)...)
 }
 
-func (l *Lessor) takeArgs(generation, handed int64, streamKey string, acks, ids []stream.ID) []any {
-	args := make([]any, 0, 7+len(acks)+len(ids))
-	args = append(args, l.keys.Group, l.consumer, generation, l.ttl.Milliseconds(), flag(streamKey == l.keys.Retry), handed, len(acks))
+func (l *Lessor) takeArgs(generation int64, streamKey string, from Handed, acks, ids []stream.ID) []any {
+	args := make([]any, 0, 8+len(acks)+len(ids))
+	args = append(args, l.keys.Group, l.consumer, generation, l.ttl.Milliseconds(), flag(streamKey == l.keys.Retry), from.Count, from.ID.String(), len(acks))
 	return appendIDs(appendIDs(args, acks), ids)
 }
 
 // Took returns how many entries the group was handed by now, from the reply to a TakeCmd.
+// ErrLeaseLost also says that the group stands before where they were read from: it was made
+// anew, or sought back.
 func (l *Lessor) Took(reply *redis.Cmd) (handed int64, err error) {
 	handed, err = reply.Int64()
-	if err == nil && handed == -2 {
+	if err == nil && handed < -1 {
 		err = ErrLeaseLost
 	}
 	if err != nil {
@@ -210,13 +210,15 @@ func (l *Lessor) Took(reply *redis.Cmd) (handed int64, err error) {
 }
 
 // LoadTake makes the script of TakeCmd known to the server, which forgets it when it starts.
-func (l *Lessor) LoadTake(ctx context.Context) error { return takeScript.Load(ctx, l.rdb, l.keys.Stream) }
+func (l *Lessor) LoadTake(ctx context.Context) error {
+	return takeScript.Load(ctx, l.rdb, l.keys.Stream)
+}
 
 // Ack acks entries of streamKey that were handled, without more.
 func (l *Lessor) Ack(ctx context.Context, generation int64, streamKey string, ids []stream.ID) error {
 	for len(ids) > 0 {
 		n := min(len(ids), MaxAcks)
-		_, err := l.Took(takeScript.Run(ctx, l.rdb, []string{streamKey, l.keys.Hash}, l.takeArgs(generation, -1, streamKey, ids[:n], nil)...))
+		_, err := l.Took(takeScript.Run(ctx, l.rdb, []string{streamKey, l.keys.Hash}, l.takeArgs(generation, streamKey, Handed{Count: -1}, ids[:n], nil)...))
 		if err != nil {
 			return err
 		}
@@ -283,53 +285,4 @@ func (l *Lessor) settle(ctx context.Context, generation int64, repeated bool, ou
 
 func (l *Lessor) fail(what, where string, err error) error {
 	return fmt.Errorf("pel: %s of group %s at %s: %w", what, l.keys.Group, where, err)
-}
-
-// Note is what stands in the hash of attempts about an entry of an ordered group that was
-// handled without success.
-type Note struct {
-	State    NoteState
-	Reason   dlq.Reason // why it is parked, or dead
-	Attempts int
-	First    time.Time // when the group first got it
-	Error    string
-}
-
-// NoteState says what an entry waits for.
-type NoteState string
-
-// The states.
-const (
-	// NoteWaiting: for its next attempt.
-	NoteWaiting NoteState = "waiting"
-	// NoteParked: for a person. Its key's later events wait with it.
-	NoteParked NoteState = "parked"
-	// NoteRetry and NoteDead are what a person decided; the owner acts on it.
-	NoteRetry NoteState = "retry"
-	NoteDead  NoteState = "dead"
-)
-
-func (n Note) head() string {
-	if n.Reason == "" {
-		return string(n.State)
-	}
-	return string(n.State) + "/" + string(n.Reason)
-}
-
-func (n Note) tail() string {
-	return strconv.Itoa(n.Attempts) + " " + strconv.FormatInt(n.First.UnixMilli(), 10) + " " + strings.ToValidUTF8(n.Error[:min(len(n.Error), maxError)], "?")
-}
-
-// parseNote reads "state/reason due attempts first error"; nothing comes of what is none.
-func parseNote(s string) Note {
-	parts := strings.SplitN(s, " ", 5)
-	if len(parts) < 5 {
-		return Note{}
-	}
-	state, reason, _ := strings.Cut(parts[0], "/")
-	n := Note{State: NoteState(state), Reason: dlq.Reason(reason), Attempts: count(parts[2]), Error: parts[4]}
-	if first := count(parts[3]); first > 0 {
-		n.First = time.UnixMilli(int64(first)).UTC()
-	}
-	return n
 }

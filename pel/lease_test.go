@@ -31,8 +31,13 @@ func (f *fixture) lessor(consumer string, ttl time.Duration) *pel.Lessor {
 // take takes delivery as the owner does, and returns what Redis says was handed.
 func (f *fixture) take(l *pel.Lessor, generation, handed int64, acks, ids []stream.ID) (int64, error) {
 	f.t.Helper()
+	return f.takeFrom(l, generation, pel.Handed{Count: handed}, acks, ids)
+}
+
+func (f *fixture) takeFrom(l *pel.Lessor, generation int64, from pel.Handed, acks, ids []stream.ID) (int64, error) {
+	f.t.Helper()
 	require.NoError(f.t, l.LoadTake(f.t.Context()))
-	cmd, reply := l.TakeCmd(f.t.Context(), generation, handed, f.keys.Stream, acks, ids)
+	cmd, reply := l.TakeCmd(f.t.Context(), generation, f.keys.Stream, from, acks, ids)
 	_ = f.rdb.Process(f.t.Context(), cmd)
 	return l.Took(reply)
 }
@@ -115,11 +120,17 @@ func TestOnlyTheOwnerOfTheLeaseActs(t *testing.T) {
 	require.Zero(t, g.Pending)
 	require.Zero(t, g.Lag)
 
+	require.NoError(t, f.rdb.XGroupSetID(ctx, f.keys.Stream, "billing", "0").Err())
+	_, err = f.takeFrom(a, held.Generation, pel.Handed{ID: second, Count: 2}, nil, []stream.ID{f.say("k")})
+	require.ErrorIs(t, err, pel.ErrLeaseLost, "a group that was sought back is read anew")
+	require.Equal(t, "0-0", f.group().LastDeliveredID)
+	require.NoError(t, f.rdb.XGroupSetID(ctx, f.keys.Stream, "billing", second.String()).Err())
+
 	require.NoError(t, a.GiveUp(ctx, held.Generation))
 	next, err := b.Acquire(ctx, 0)
 	require.NoError(t, err)
 	require.Greater(t, next.Generation, held.Generation)
-	require.Equal(t, pel.Handed{ID: second, Count: 2}, next.Main)
+	require.Equal(t, second, next.Main.ID)
 }
 
 func TestLeaseThatRanOutIsTakenOverAndItsOwnerFenced(t *testing.T) {

@@ -32,8 +32,8 @@ for k = 2, #KEYS do
   end
 end
 -- A member that never read has no name at the streams (ordered groups).
-if leaver ~= '' then
-  deleted[leaver] = true
+if leaver ~= '' then -- it lives no longer, whatever it left
+  redis.call('ZREM', members, leaver)
 else
   for _, name in ipairs(redis.call('ZRANGEBYSCORE', members, '-inf', oldest)) do
     deleted[name] = true

@@ -15,26 +15,22 @@ if owner and owner ~= consumer and left > 0 then
   return { 0, tonumber(generation), left, owner }
 end
 
--- standing returns how far the group was handed a stream, and how many entries that is, as
--- Redis itself counts where a group's count is lost.
-local function standing(key)
-  local groups = redis.pcall('XINFO', 'GROUPS', key)
-  for _, g in ipairs(groups.err and {} or groups) do
-    local one = info(g)
-    if one.name == group then
-      local last, read = one['last-delivered-id'], tonumber(one['entries-read']) or -1
-      local s = info(redis.call('XINFO', 'STREAM', key))
-      if last == s['last-generated-id'] then
-        read = s['entries-added']
-      elseif read < 0 and last == '0-0' then
-        read = s['entries-added'] - s.length
-      end
-      return last, read
-    end
+-- handed is standing, counted as Redis itself counts where it lost a group's count.
+local function handed(key)
+  local last, read = standing(key, group)
+  if not last then
+    return nil
   end
+  local s = info(redis.call('XINFO', 'STREAM', key))
+  if last == s['last-generated-id'] then
+    read = s['entries-added']
+  elseif read < 0 and last == '0-0' then
+    read = s['entries-added'] - s.length
+  end
+  return last, read
 end
-local last, read = standing(stream)
-local retrylast, retryread = standing(KEYS[3])
+local last, read = handed(stream)
+local retrylast, retryread = handed(KEYS[3])
 if not last or not retrylast then
   return redis.error_reply('NOGROUP the stream, its retry stream or their group is missing')
 end

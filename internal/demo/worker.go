@@ -119,8 +119,9 @@ func (w *worker) notify() (*consumergroup.Consumer, error) {
 	switch w.cfg.Break {
 	case BreakNoInbox:
 		handler = consumergroup.HandlerFunc(func(ctx context.Context, e stream.Event) error {
+			began := time.Now()
 			err := pgx.BeginFunc(ctx, w.pool, func(tx pgx.Tx) error { return effect(ctx, tx, e) })
-			redisx.Pause(ctx, 30*time.Millisecond) // between the commit and the ack is where a death shows
+			redisx.Pause(ctx, 30*time.Millisecond+3*time.Since(began)) // most deaths come between the commit and the ack
 			return err
 		})
 	case BreakAckEarly:

@@ -60,6 +60,9 @@ func RequireExact(t testing.TB, admin redis.UniversalClient, role string, spare 
 	t.Helper()
 	denied, err := admin.Do(t.Context(), "acl", "log").Slice()
 	require.NoError(t, err)
+	denied = slices.DeleteFunc(denied, func(entry any) bool {
+		return strings.Contains(fmt.Sprint(entry), "client|setinfo") // what go-redis says of itself to Redis 7.2 and later, and can do without
+	})
 	require.Empty(t, denied, "denied to %s", role)
 
 	used := map[string]bool{}

@@ -27,9 +27,9 @@ type Config struct {
 	// AbortWithin is how long undoing an aborted saga may take before it counts as stuck.
 	// Default 5 minutes.
 	AbortWithin time.Duration
-	// MaxAttempts is how often a compensation is tried before the saga is parked for a
-	// person. Default 8. It must be less than the consumer group's own limit (10 by default),
-	// or else the event is dead-lettered before, and the saga stays aborting, and stuck.
+	// MaxAttempts is how many failures of a saga's compensations, all steps together, park it
+	// for a person. Default 8. It must be less than the consumer group's own limit (10 by
+	// default), or else the event is dead-lettered before, and the saga stays aborting, and stuck.
 	MaxAttempts int
 	// Logger gets what a person should know. Default slog.Default().
 	Logger *slog.Logger

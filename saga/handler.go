@@ -16,7 +16,8 @@ import (
 // Handler returns what handles the flow's events, for a consumergroup.Consumer that reads
 // the topics of all of them, the flow's own included. The group may be unordered. It needs
 // no inbox: a step's barrier row, in the step's transaction, is its record of being done.
-// The error has every fault of the flow. The caller keeps pool.
+// The error has every fault of the flow. The caller keeps pool: each handler that runs holds one of its
+// connections, and a step that takes another one besides may wait for it for ever.
 //
 // Where Postgres is away the handler says consumergroup.Unavailable, so that no attempt is
 // counted. Events of other types are consumergroup.ErrUnhandled.
@@ -84,7 +85,7 @@ const leaveStep = `
 UPDATE streamkeel.saga
 SET steps = steps + 1, updated = now(), last_step = $3,
 	state = CASE WHEN $5 AND state = 'running' THEN 'completed' ELSE state END,
-	expected_by = CASE WHEN state <> 'running' THEN expected_by WHEN $5 OR $4 = 0 THEN NULL ELSE now() + $4 * interval '1 microsecond' END
+	expected_by = CASE WHEN state <> 'running' THEN expected_by WHEN $5 OR $4::bigint = 0 THEN NULL ELSE now() + $4 * interval '1 microsecond' END
 WHERE flow = $1 AND saga_id = $2`
 
 const skipStep = `UPDATE streamkeel.saga SET steps = steps + 1 WHERE flow = $1 AND saga_id = $2`
@@ -152,7 +153,7 @@ WHERE flow = $1 AND saga_id = $2 AND step = $3 AND op = 'action'`
 
 const beginAbort = `
 UPDATE streamkeel.saga
-SET state = 'aborting', cause = $3, updated = now(), expected_by = now() + $4 * interval '1 microsecond'
+SET state = 'aborting', cause = $3, updated = now(), expected_by = now() + $4::bigint * interval '1 microsecond'
 WHERE flow = $1 AND saga_id = $2`
 
 // refuse aborts the saga, unless it has reached its end: then, a timer that fired just

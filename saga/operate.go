@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -28,14 +30,16 @@ func (f *Flow) Abort(ctx context.Context, pool *pgxpool.Pool, sagaID, cause stri
 }
 
 const unpark = `
-UPDATE streamkeel.saga SET state = 'aborting', updated = now(), expected_by = now() + $3 * interval '1 microsecond'
+UPDATE streamkeel.saga SET state = 'aborting', updated = now(), expected_by = now() + $3::bigint * interval '1 microsecond'
 WHERE flow = $1 AND saga_id = $2`
 
 // RetryCompensation goes on undoing a parked saga, after a person mended what made its
-// compensation fail. The saga is parked again, and the error returned, if one fails.
+// compensation fail, or one that is stuck while it is undone, because the event that aborted it
+// was dead-lettered. The saga is parked again, and the error returned, if a compensation fails.
+// It undoes the steps of this Flow: a service that shares the database calls it for its own.
 func (f *Flow) RetryCompensation(ctx context.Context, pool *pgxpool.Pool, sagaID string) error {
 	err := f.inTx(ctx, pool, func(ctx context.Context, t *transaction) error {
-		if err := f.lockIn(ctx, t.tx, sagaID, StateParked); err != nil {
+		if err := f.lockIn(ctx, t.tx, sagaID, StateParked, StateAborting); err != nil {
 			return err
 		}
 		_, err := t.tx.Exec(ctx, unpark, f.name, sagaID, f.config.AbortWithin.Microseconds())
@@ -94,8 +98,8 @@ func (f *Flow) goOnUndoing(ctx context.Context, pool *pgxpool.Pool, sagaID strin
 	return nil
 }
 
-// lockIn locks a saga that must be in a state.
-func (f *Flow) lockIn(ctx context.Context, tx pgx.Tx, sagaID string, want State) error {
+// lockIn locks a saga that must be in one of some states.
+func (f *Flow) lockIn(ctx context.Context, tx pgx.Tx, sagaID string, want ...State) error {
 	var state State
 	err := tx.QueryRow(ctx, lockSaga, f.name, sagaID).Scan(&state)
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -104,8 +108,37 @@ func (f *Flow) lockIn(ctx context.Context, tx pgx.Tx, sagaID string, want State)
 	if err != nil {
 		return fmt.Errorf("saga: lock %.200s: %w", sagaID, err)
 	}
-	if state != want {
-		return fmt.Errorf("saga: %.200s of flow %s is %s, not %s: %w", sagaID, f.name, state, want, ErrState)
+	if !slices.Contains(want, state) {
+		return fmt.Errorf("saga: %.200s of flow %s is %s, not %s: %w", sagaID, f.name, state, want[0], ErrState)
 	}
 	return nil
+}
+
+const purgeSagas = `
+DELETE FROM streamkeel.saga s USING (
+	SELECT flow, saga_id FROM streamkeel.saga
+	WHERE flow = $1 AND state IN ('completed', 'compensated') AND updated < now() - $2::bigint * interval '1 microsecond'
+	LIMIT 1000
+	FOR UPDATE SKIP LOCKED
+) old
+WHERE s.flow = old.flow AND s.saga_id = old.saga_id`
+
+// Purge deletes the flow's sagas that ended, and that nothing touched for age, with their steps, log and
+// timers, a thousand a transaction, and returns how many. With them goes the memory of what was done: an event
+// of such a saga that comes again, by a redrive or a rewound stream, does its step again. Keep them for as long as that
+// may happen. Sagas that run, are being undone or are parked stay.
+func (f *Flow) Purge(ctx context.Context, pool *pgxpool.Pool, age time.Duration) (purged int64, err error) {
+	if age <= 0 {
+		return 0, invalid("age %s of the sagas to purge must be positive", age)
+	}
+	for {
+		tag, err := pool.Exec(ctx, purgeSagas, f.name, age.Microseconds())
+		if err != nil {
+			return purged, fmt.Errorf("saga: purge flow %s: %w", f.name, err)
+		}
+		if tag.RowsAffected() == 0 {
+			return purged, nil
+		}
+		purged += tag.RowsAffected()
+	}
 }

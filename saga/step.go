@@ -13,8 +13,8 @@ import (
 type StepConfig[T any] struct {
 	// Compensate undoes the step, in a transaction of its own, with the event that the step
 	// was done for. It must not refuse: an error is another attempt, by the consumer group's
-	// policy, and after Config.MaxAttempts the saga is parked for a person. It runs only if the
-	// step was done, and takes effect once.
+	// policy, and after Config.MaxAttempts failures the saga is parked for a person. It runs only if
+	// the step was done, and takes effect once.
 	Compensate func(ctx context.Context, s *Tx, e stream.Event, v T) error
 	// NothingToUndo says that the step needs no compensation, and silences the warning.
 	NothingToUndo bool

@@ -43,7 +43,7 @@ func NewTimers(pool *pgxpool.Pool, config TimersConfig) (*Timers, error) {
 		faults = append(faults, errors.New("the Postgres pool is nil"))
 	}
 	if config.Every < 0 {
-		faults = append(faults, fmt.Errorf("Every %s is negative", config.Every))
+		faults = append(faults, fmt.Errorf("interval Every %s is negative", config.Every))
 	}
 	if len(faults) > 0 {
 		return nil, invalid("timers: %w", errors.Join(faults...))

@@ -66,7 +66,7 @@ func (s *Tx) Complete() { s.completed = true }
 
 const setTimer = `
 INSERT INTO streamkeel.saga_timer (flow, saga_id, name, due_at, topic, event)
-VALUES ($1, $2, $3, now() + $4 * interval '1 microsecond', $5, $6)
+VALUES ($1, $2, $3, now() + $4::bigint * interval '1 microsecond', $5, $6)
 ON CONFLICT (flow, saga_id, name) DO UPDATE
 SET due_at = excluded.due_at, topic = excluded.topic, event = excluded.event, attempts = 0, error = ''`
 

@@ -16,7 +16,7 @@ import (
 // It answers nothing where the saga was aborted before.
 const abortSaga = `
 INSERT INTO streamkeel.saga (flow, saga_id, state, cause, expected_by)
-VALUES ($1, $2, 'aborting', $3, now() + $4 * interval '1 microsecond')
+VALUES ($1, $2, 'aborting', $3, now() + $4::bigint * interval '1 microsecond')
 ON CONFLICT (flow, saga_id) DO UPDATE
 SET state = 'aborting', cause = excluded.cause, expected_by = excluded.expected_by, updated = now()
 WHERE saga.state IN ('running', 'completed')
@@ -125,10 +125,17 @@ ON CONFLICT (flow, saga_id, step, op) DO UPDATE
 SET outcome = excluded.outcome, seq = excluded.seq, error = excluded.error, at = now()
 WHERE saga_step.outcome = 'failed'`
 
+// failCompensation answers how often this compensation failed, and how often all of the saga's did.
 const failCompensation = `
-UPDATE streamkeel.saga_step SET outcome = 'failed', attempts = attempts + 1, error = $4, at = now()
-WHERE flow = $1 AND saga_id = $2 AND step = $3 AND op = 'compensation'
-RETURNING attempts`
+WITH this AS (
+	UPDATE streamkeel.saga_step SET outcome = 'failed', attempts = attempts + 1, error = $4, at = now()
+	WHERE flow = $1 AND saga_id = $2 AND step = $3 AND op = 'compensation'
+	RETURNING attempts
+)
+SELECT attempts, attempts + (
+	SELECT coalesce(sum(attempts), 0) FROM streamkeel.saga_step
+	WHERE flow = $1 AND saga_id = $2 AND step <> $3 AND op = 'compensation')
+FROM this`
 
 const parkSaga = `
 UPDATE streamkeel.saga SET state = 'parked', updated = now(), expected_by = NULL WHERE flow = $1 AND saga_id = $2`
@@ -161,13 +168,13 @@ func (h *handler) undo(ctx context.Context, t *transaction, id string, st *step,
 	if ctx.Err() != nil || t.tx.Conn().IsClosed() || class == consumergroup.UnavailableError || pgerr.IsConflict(failed) {
 		return false, nil, failed // no attempt of the compensation: nothing of this stays
 	}
-	attempts := 0
-	if err := t.tx.QueryRow(ctx, failCompensation, h.f.name, id, st.name, text(failed)).Scan(&attempts); err != nil {
+	var attempts, all int
+	if err := t.tx.QueryRow(ctx, failCompensation, h.f.name, id, st.name, text(failed)).Scan(&attempts, &all); err != nil {
 		return false, nil, fmt.Errorf("saga: count attempt: %w", err)
 	}
 	observation := Observation{Moment: CompensationFailed, Saga: id, Step: st.name, Event: e, Attempt: attempts, Err: failed}
 	t.log(h.f, observation, text(failed))
-	if attempts < maxAttempts && class != consumergroup.PermanentError {
+	if all < maxAttempts && class != consumergroup.PermanentError {
 		return false, fmt.Errorf("saga: compensation of step %s failed: %w", st.name, failed), t.flush(ctx)
 	}
 	observation.Moment = SagaParked

@@ -69,17 +69,18 @@ func (c ClaimsConfig) withDefaults() ClaimsConfig {
 
 func (c ClaimsConfig) validate(rdb redis.UniversalClient) error {
 	var faults []error
+	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
 	if rdb == nil {
-		faults = append(faults, errors.New("the Redis client is nil"))
+		fault("the Redis client is nil")
 	}
 	if !stream.ValidName(c.Namespace) {
-		faults = append(faults, fmt.Errorf("Namespace %.140q is not [A-Za-z0-9][A-Za-z0-9._-]{0,127}", c.Namespace))
+		fault("Namespace %.140q is not [A-Za-z0-9][A-Za-z0-9._-]{0,127}", c.Namespace)
 	}
 	if c.Lease < minLease {
-		faults = append(faults, fmt.Errorf("Lease %s must be at least %s", c.Lease, minLease))
+		fault("Lease %s must be at least %s", c.Lease, minLease)
 	}
 	if c.Retention < c.Lease {
-		faults = append(faults, fmt.Errorf("Retention %s must be at least the Lease %s", c.Retention, c.Lease))
+		fault("Retention %s must be at least the Lease %s", c.Retention, c.Lease)
 	}
 	if len(faults) == 0 {
 		return nil

@@ -21,6 +21,7 @@ func (c *Consumer) ack(ctx context.Context, d *delivery) {
 		return
 	}
 	d.set(handled)
+	c.unacked.Add(1)
 	if d.lane.addAck(d) {
 		select {
 		case c.ackReady <- struct{}{}:
@@ -96,6 +97,16 @@ func (c *Consumer) sendAcks(ctx context.Context, age time.Duration) {
 		if acks := l.takeAcks(age); len(acks) > 0 {
 			_, err := l.p.settler.AckRetries(ctx, idsOf(acks))
 			c.ackEnded(ctx, l, acks, err)
+		}
+	}
+}
+
+// sendAllAcks sends every ack of what was handled so far.
+func (c *Consumer) sendAllAcks(ctx context.Context) {
+	for c.unacked.Load() > 0 {
+		c.sendAcks(ctx, 0)
+		if c.unacked.Load() > 0 && !redisx.Pause(ctx, time.Millisecond) { // another goroutine sends some
+			return
 		}
 	}
 }

@@ -48,6 +48,7 @@ type Consumer struct {
 	started  atomic.Bool
 	work     chan *delivery
 	hand     hand
+	unacked  atomic.Int64  // deliveries that were handled and wait for their ack
 	due      dueList       // of ordered groups
 	room     chan struct{} // a worker took a delivery
 	ackReady chan struct{} // a lane has its first ack
@@ -117,7 +118,10 @@ func (c *Consumer) run(ctx context.Context) error {
 	endCtx, end := context.WithCancel(context.WithoutCancel(ctx)) // ends when everything is settled, or given up
 	defer end()
 
-	var readers, workers, keepers sync.WaitGroup
+	beatCtx, stopBeating := context.WithCancel(endCtx)
+	defer stopBeating()
+
+	var readers, workers, keepers, beats sync.WaitGroup
 	for _, r := range c.readers() {
 		readers.Go(func() { r.run(ctx, workCtx, endCtx) })
 	}
@@ -125,7 +129,7 @@ func (c *Consumer) run(ctx context.Context) error {
 		workers.Go(func() { c.worker(workCtx, endCtx) })
 	}
 	keepers.Go(func() { c.flushAcks(endCtx) })
-	keepers.Go(func() { c.beat(endCtx) })
+	beats.Go(func() { c.beat(beatCtx) })
 	keepers.Go(func() { c.redeclare(ctx) })
 	if c.cfg.Ordered {
 		keepers.Go(func() { c.balance(ctx, endCtx) })
@@ -139,6 +143,8 @@ func (c *Consumer) run(ctx context.Context) error {
 	<-ctx.Done()
 	close(c.draining)
 	stillRunning := c.drain(&readers, &workers, stopHandlers)
+	stopBeating()
+	beats.Wait() // or a last beat would tell that it lives after it has left
 	c.leave(endCtx)
 	end()
 	keepers.Wait()

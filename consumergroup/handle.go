@@ -240,6 +240,9 @@ func (c *Consumer) finish(d *delivery) {
 	d.state = settled
 	d.entry.Event = stream.Event{} // the batch lives on while others of it do
 	d.mu.Unlock()
+	if was == handled {
+		c.unacked.Add(-1)
+	}
 	if was != settled {
 		d.batch.done()
 	}

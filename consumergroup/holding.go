@@ -309,7 +309,7 @@ type place struct {
 	queue   *queue
 	turn    turn       // what becomes of its queue when its handler has returned
 	counted bool       // Redis counts the delivery at hand, and no handler ran for it yet
-	noted   bool       // Redis has a note of it
+	noted   bool       // Redis may have a note of it: it is acked by itself
 	due     time.Time  // when its next attempt is, where it failed
 	verdict dlq.Reason // it is to become a letter without another run
 	why     error
@@ -336,9 +336,13 @@ func (c *Consumer) handleKey(workCtx, endCtx context.Context, d *delivery) {
 }
 
 func (c *Consumer) handleHeld(workCtx, endCtx context.Context, d *delivery) (next *delivery) {
-	if d.suspectNow() { // alone in this process, so that it takes no other with it
+	if d.suspectNow() {
+		// Alone in this process, so that its death takes no other with it: not one that runs,
+		// and not one that was handled and not acked yet.
 		c.alone.Lock()
 		defer c.alone.Unlock()
+		c.sendAllAcks(endCtx)
+		d.noted = true // is acked by itself, before anything else runs
 	} else {
 		c.alone.RLock()
 		defer c.alone.RUnlock()

@@ -30,7 +30,11 @@ const (
 
 func TestMain(m *testing.M) {
 	if url := os.Getenv(childRedis); url != "" {
-		child(url)
+		if os.Getenv(childOrdered) != "" {
+			orderedChild(url)
+		} else {
+			child(url)
+		}
 		return
 	}
 	testenv.Main(m)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -107,6 +108,13 @@ func decoded(e *stream.Event) json.RawMessage {
 	var v any
 	if err := codec.Decode(e.Data, &v); err != nil {
 		return nil
+	}
+	var b bytes.Buffer
+	if codec == stream.JSON { // as it was written: v has lost digits of large numbers
+		if err := json.Compact(&b, e.Data); err != nil {
+			return nil
+		}
+		return b.Bytes()
 	}
 	data, err := json.Marshal(v)
 	if err != nil {

@@ -118,6 +118,15 @@ func TestPayloadsAreShownDecodedOrRaw(t *testing.T) {
 	require.Contains(t, s.call(dlqArgs("show", ref, "--raw")...), "data: base64 gaFuKQ==")
 }
 
+func TestNumbersOfPayloadsKeepTheirDigits(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	s.kill(stream.NewEvent("paid", "a", stream.ContentTypeJSON, []byte("{\n\"n\": 9007199254740993, \"a\": 1.10}")), dlq.ReasonPermanent, "no")
+	ref := document[lettersDocument](s, dlqArgs("list")...).Letters[0].Ref
+	require.Contains(t, s.call(dlqArgs("show", ref)...), `data: {"n":9007199254740993,"a":1.10}`)
+	require.Contains(t, s.call(dlqArgs("show", ref, "--json")...), `9007199254740993`)
+}
+
 func TestProgressIsOneLineThatGoesAway(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer

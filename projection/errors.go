@@ -10,14 +10,14 @@ import (
 var (
 	// ErrInvalid says that a config breaks a rule.
 	ErrInvalid = errors.New("invalid")
-	// ErrRewound says that a stream does not continue what was read of it: it was deleted,
-	// filled anew, or lost its tail in a failover, and the checkpoint has no sequence with
-	// which to tell what was applied. [Runner.Accept] or [Runner.Rebuild] goes on from there.
-	ErrRewound = errors.New("stream was rewound")
-	// ErrTrimmedUnread says that entries were removed from a stream before the projection
-	// read them, or before it read the stream for the first time. [Runner.Accept] goes on
-	// without them.
-	ErrTrimmedUnread = errors.New("entries were removed unread")
+	// ErrRewound is stream.ErrRewound: a stream does not continue what was read of it. It was
+	// deleted, filled anew, or lost its tail in a failover, and the checkpoint has no sequence
+	// with which to tell what was applied. [Runner.Accept] or [Runner.Rebuild] goes on from there.
+	ErrRewound = stream.ErrRewound
+	// ErrTrimmedUnread is stream.ErrTrimmedUnread: entries were removed from a stream before the
+	// projection read them, or before it read the stream for the first time. [Runner.Accept]
+	// goes on without them.
+	ErrTrimmedUnread = stream.ErrTrimmedUnread
 	// ErrStopped is the cause of Apply's context when the runner stopped and
 	// ShutdownTimeout passed; the transaction is rolled back.
 	ErrStopped = errors.New("projection stopped")

@@ -32,6 +32,7 @@ type call struct {
 	ids    []int64
 	args   []any
 	cmd    *redis.Cmd
+	undone error // why the rows are not on as many servers and disks as they should be
 }
 
 // newCall begins a call that follows what was called for the target before.
@@ -59,21 +60,80 @@ func (c *call) add(w *row) {
 	c.size += len(w.event.Data) + 256
 }
 
-// exec sends the calls in one pipeline. Every call has its own reply or error; the error is that of a context
-// that ended before.
+// exec sends the calls, in one pipeline to each server. Every call has its own reply or error; the error is that of a
+// context that ended before.
 func (r *Relay) exec(ctx context.Context, calls []*call) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	// What is sent is finished, also if the shard is stopped meanwhile: the client's timeouts bound it.
 	ctx = context.WithoutCancel(ctx)
-	pipe := r.rdb.Pipeline()
+	if !r.config.durable() || !redisx.IsCluster(r.rdb) {
+		r.execOn(ctx, r.rdb, calls)
+		return nil
+	}
+	// go-redis would send a WAIT, which names no key, anywhere.
+	byNode := map[redis.UniversalClient][]*call{}
+	for _, c := range calls {
+		node, err := redisx.NodeFor(ctx, r.rdb, c.target.stream)
+		if err != nil {
+			return err
+		}
+		byNode[node] = append(byNode[node], c)
+	}
+	for node, calls := range byNode {
+		r.execOn(ctx, node, calls)
+	}
+	return nil
+}
+
+func (r *Relay) execOn(ctx context.Context, node redis.UniversalClient, calls []*call) {
+	pipe := node.Pipeline()
 	for _, c := range calls {
 		var wrapped redis.Cmder
 		wrapped, c.cmd = publishScript.NewCmd(ctx, []string{c.target.stream, c.target.relay}, c.args...)
 		_ = pipe.Process(ctx, wrapped) // only queues
 	}
+	var durable *redis.Cmd
+	if r.config.durable() {
+		args := []any{"wait", r.config.Replicas, r.config.DurableTimeout.Milliseconds()}
+		if r.config.Fsync {
+			args = []any{"waitaof", 1, r.config.Replicas, r.config.DurableTimeout.Milliseconds()}
+		}
+		var wrapped redis.Cmder
+		wrapped, durable = redisx.NewCmd(ctx, args...)
+		_ = pipe.Process(ctx, wrapped)
+	}
 	_, _ = pipe.Exec(ctx) // each call has its own error
+	if durable != nil {
+		err := r.unconfirmed(durable)
+		for _, c := range calls {
+			c.undone = err
+		}
+	}
+}
+
+// unconfirmed returns what the reply to WAIT or WAITAOF lacks, or nil. The script writes a stream's position also where all rows
+// are there already, so that a repeated call waits for them too.
+func (r *Relay) unconfirmed(reply *redis.Cmd) error {
+	disks, replicas := int64(1), int64(0)
+	var err error
+	if r.config.Fsync {
+		var counts []int64
+		if counts, err = reply.Int64Slice(); err == nil && len(counts) == 2 {
+			disks, replicas = counts[0], counts[1]
+		}
+	} else {
+		replicas, err = reply.Int64()
+	}
+	switch {
+	case err != nil:
+		return fmt.Errorf("%w: %w", stream.ErrNotDurable, err)
+	case disks < 1:
+		return fmt.Errorf("%w: not on the primary's disk within %s", stream.ErrNotDurable, r.config.DurableTimeout)
+	case replicas < int64(r.config.Replicas):
+		return fmt.Errorf("%w: %d of %d replicas within %s", stream.ErrNotDurable, replicas, r.config.Replicas, r.config.DurableTimeout)
+	}
 	return nil
 }
 
@@ -148,6 +208,10 @@ func (c *call) outcome() *fault {
 	}
 	switch reply[0] {
 	case "ok":
+		if c.undone != nil {
+			f.kind, f.err = faultUnavailable, c.undone
+			return f
+		}
 		c.target.held = f.held
 		return nil
 	case "gap":

@@ -28,6 +28,11 @@ func (r *Relay) start(ctx context.Context) error {
 	if err := stream.CheckServer(ctx, r.rdb, r.config.AllowEviction, r.topics.sampleKeys()...); err != nil {
 		return fmt.Errorf("outbox: %w", err)
 	}
+	if r.config.Fsync {
+		if err := r.rdb.Do(ctx, "waitaof", 1, 0, 1).Err(); err != nil {
+			return fmt.Errorf("outbox: Fsync needs Redis 7.2 with appendonly: %w", err)
+		}
+	}
 	if err := stream.Declare(ctx, r.rdb, r.topics.all()...); err != nil {
 		return fmt.Errorf("outbox: %w", err)
 	}
@@ -58,7 +63,7 @@ OR EXISTS (SELECT FROM {schema}.relay_lease l, {schema}.outbox o
 )
 
 func (r *Relay) checkPostgres(ctx context.Context) error {
-	var version, encodedIn = 0, ""
+	version, encodedIn := 0, ""
 	var standby, migrated bool
 	if err := r.pool.QueryRow(ctx, serverSQL).Scan(&version, &encodedIn, &standby, &migrated); err != nil {
 		return err
@@ -106,7 +111,8 @@ func (r *Relay) checkPostgres(ctx context.Context) error {
 
 func systemOf(ctx context.Context, db interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
-}) (system string, err error) {
+},
+) (system string, err error) {
 	err = db.QueryRow(ctx, systemSQL).Scan(&system)
 	return system, err
 }

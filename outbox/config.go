@@ -8,8 +8,11 @@ import (
 	"regexp"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/redis/go-redis/v9"
+
+	"github.com/streamkeel/streamkeel/internal/redisx"
 )
 
 // RelayConfig configures a [Relay]. The zero value is the safe default.
@@ -22,6 +25,19 @@ type RelayConfig struct {
 	// are some, rising to PollMax when there are none. Defaults 2 and 50 milliseconds. Every PollMin at most one
 	// batch of a shard is frozen. Lower publishes sooner, and costs Postgres a query each time.
 	PollMin, PollMax time.Duration
+	// ListenURL is the address of the database for a connection of its own on which the relay hears of rows from a [Notifier]
+	// of another process, without waiting for its next poll. It must not go through a pooler in transaction mode. Default: none.
+	ListenURL string
+	// Replicas is how many replicas must have a batch's rows before it counts as published (WAIT). Default 0: what a failover
+	// loses is published again in any case; waiting keeps consumers from reading what is lost then, and comes again
+	// behind other rows. While too few replicas answer, publishing stands still.
+	Replicas int
+	// Fsync waits until the primary, and each of Replicas, has the rows in its append-only file (WAITAOF, Redis 7.2 or
+	// later).
+	Fsync bool
+	// DurableTimeout is how long one try waits for Replicas and Fsync. Default 1 second; it must be less than the
+	// client's ReadTimeout.
+	DurableTimeout time.Duration
 	// RewindMax is how much of what Redis lost is published again without asking: batches that were frozen
 	// at most that long ago. Default 15 minutes, at most Retention. More than that stops the shard until an operator decides,
 	// since it may mean that the relay talks to the wrong Redis.
@@ -76,6 +92,7 @@ func (c RelayConfig) withDefaults() RelayConfig {
 	set(&c.LeaseTTL, 10*time.Second)
 	set(&c.PollMin, 2*time.Millisecond)
 	set(&c.PollMax, max(50*time.Millisecond, c.PollMin))
+	set(&c.DurableTimeout, time.Second)
 	set(&c.Retention, 24*time.Hour)
 	set(&c.RewindMax, min(15*time.Minute, c.Retention))
 	set(&c.ShutdownTimeout, 10*time.Second)
@@ -101,6 +118,16 @@ func hostName() string {
 	return name
 }
 
+// durable reports whether publishing waits for replicas or disks.
+func (c RelayConfig) durable() bool { return c.Replicas > 0 || c.Fsync }
+
+func readTimeout(rdb redis.UniversalClient) time.Duration {
+	if rdb == nil {
+		return 0
+	}
+	return redisx.ReadTimeout(rdb)
+}
+
 // minConns is what a relay needs of its pool: one for the leases, one to look for rows, one to read them.
 const minConns = 3
 
@@ -124,6 +151,19 @@ func (c RelayConfig) validate(pool *pgxpool.Pool, rdb redis.UniversalClient) err
 	}
 	if c.PollMax < c.PollMin {
 		fault("PollMax %s must be at least PollMin %s", c.PollMax, c.PollMin)
+	}
+	if c.ListenURL != "" {
+		if _, err := pgx.ParseConfig(c.ListenURL); err != nil {
+			fault("ListenURL cannot be parsed: it must be postgres://user@host:5432/database") // the error quotes it
+		}
+	}
+	if c.Replicas < 0 {
+		fault("Replicas %d is negative", c.Replicas)
+	}
+	if c.DurableTimeout < time.Millisecond {
+		fault("DurableTimeout %s must be at least 1ms", c.DurableTimeout)
+	} else if timeout := readTimeout(rdb); c.durable() && timeout > 0 && c.DurableTimeout >= timeout {
+		fault("DurableTimeout %s must be less than the client's ReadTimeout %s", c.DurableTimeout, timeout)
 	}
 	if c.Retention < time.Minute {
 		fault("Retention %s must be at least 1m", c.Retention)

@@ -55,18 +55,13 @@ func Ghosts(ctx context.Context, pool *pgxpool.Pool, rdb redis.UniversalClient, 
 // idsOf returns the ids of a batch's events, by row.
 func (r *Relay) idsOf(ctx context.Context, shard int, b *batch) (map[int64]string, error) {
 	ids := map[int64]string{}
-	pages, failed := make(chan *page), make(chan error, 1)
-	go func() {
-		defer close(pages)
-		failed <- r.readPages(ctx, shard, b, 0, pages)
-	}()
-	for p := range pages {
+	err := r.eachPage(ctx, shard, b, 0, func(p *page) error {
 		for i := range p.rows {
 			ids[p.rows[i].id] = strings.Clone(p.rows[i].event.ID)
 		}
-		p.free()
-	}
-	return ids, <-failed
+		return nil
+	})
+	return ids, err
 }
 
 // entriesBehind reads a stream from its end back to the last row that is known before a batch. It returns the entries that

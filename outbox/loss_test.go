@@ -58,7 +58,17 @@ func (f *failover) lag() {
 	f.t.Helper()
 	other := redis.NewClient(&redis.Options{Addr: f.replica.Addr()})
 	defer other.Close()
-	require.NoError(f.t, other.SlaveOf(f.t.Context(), "NO", "ONE").Err())
+	require.NoError(f.t, other.ReplicaOf(f.t.Context(), "NO", "ONE").Err())
+}
+
+// follow has the replica get everything again.
+func (f *failover) follow() {
+	f.t.Helper()
+	other := redis.NewClient(&redis.Options{Addr: f.replica.Addr()})
+	defer other.Close()
+	host, port, err := net.SplitHostPort(f.master.Addr())
+	require.NoError(f.t, err)
+	require.NoError(f.t, other.ReplicaOf(f.t.Context(), host, port).Err())
 }
 
 // promote has the client follow the replica.
@@ -98,11 +108,27 @@ func TestTailThatRedisLostInAFailoverIsPublishedAgain(t *testing.T) {
 	b := w.bank(12)
 	seen := &recorder{}
 	start(t, w.relay(func(c *RelayConfig) { c.Observer = seen }))
+	// A control: it adds what lies beyond the last row that it added, and so never finds out.
+	mark := &bySequence{}
+	control := w.topic.Namespace + ":control"
+	pollControl := func() {
+		t.Helper()
+		require.NoError(t, pgx.BeginFunc(t.Context(), w.pool, func(tx pgx.Tx) error {
+			for _, id := range mark.poll(t, tx) {
+				require.NoError(t, f.rdb.XAdd(t.Context(), &redis.XAddArgs{Stream: control, Values: []string{"id", id}}).Err())
+			}
+			return nil
+		}))
+	}
 	b.changes(30)
 	b.verify()
+	pollControl()
 	f.caughtUp()
 	f.lag()
-	b.verifyEach(5) // several batches, the last of which is closed
+	for range 5 { // several batches, the last of which is closed
+		b.verifyEach(1)
+		pollControl()
+	}
 	before := map[string]string{}
 	for p := range w.topic.Count() {
 		for _, en := range w.entries(p) {
@@ -113,6 +139,8 @@ func TestTailThatRedisLostInAFailoverIsPublishedAgain(t *testing.T) {
 	require.Less(t, len(w.ids()), len(before), "the replica lags")
 	b.changes(b.keys)
 	b.verify()
+	pollControl()
+	require.EqualValues(t, 30+b.keys, f.rdb.XLen(t.Context(), control).Val(), "a plain high-water mark loses the tail, and goes on")
 	for p := range w.topic.Count() {
 		for _, en := range w.entries(p) {
 			if sequence, ok := before[en.Event.ID]; ok {

@@ -120,11 +120,6 @@ func (b bank) verify() {
 	}
 }
 
-// reader is a way to read the outbox, by polling.
-type reader interface {
-	poll(t *testing.T, tx pgx.Tx) []string
-}
-
 // bySequence reads what has a higher number than the last row it saw.
 type bySequence struct{ last int64 }
 

@@ -108,6 +108,30 @@ func (b *batch) statement(shard int, after int64) (string, [][]byte) {
 	return readBothSQL, append(args, []byte("{"+strings.Join(list, ",")+"}"))
 }
 
+// eachPage calls fn for the pages of the batch behind a row, in order, until it fails. The next page is read while
+// fn has one.
+func (r *Relay) eachPage(ctx context.Context, shard int, b *batch, after int64, fn func(*page) error) (err error) {
+	ctx, stopReading := context.WithCancel(ctx)
+	defer stopReading()
+	pages, failed := make(chan *page), make(chan error, 1)
+	go func() {
+		defer close(pages)
+		failed <- r.readPages(ctx, shard, b, after, pages)
+	}()
+	for p := range pages {
+		if err == nil {
+			if err = fn(p); err != nil {
+				stopReading()
+			}
+		}
+		p.free()
+	}
+	if readErr := <-failed; err == nil {
+		err = readErr
+	}
+	return err
+}
+
 // readPages reads the batch's rows behind a row and hands them over page by page. It returns when the last one was
 // taken. The caller frees the pages.
 func (r *Relay) readPages(ctx context.Context, shard int, b *batch, after int64, out chan<- *page) error {

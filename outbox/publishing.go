@@ -102,33 +102,15 @@ func (s *shard) publishFrom(ctx context.Context, b *batch, at *progress) error {
 	})
 }
 
-// eachPage calls fn for the pages of the batch behind a row, in order, until it fails. The next page is read
-// while fn has one. As long as it takes it has a connection: not more than a part of the shards read at a time.
+// eachPage is the relay's, for this shard. As long as it takes it has a connection: not more than a part of the
+// shards read at a time.
 func (s *shard) eachPage(ctx context.Context, b *batch, after int64, fn func(*page) error) error {
 	release, err := s.relay.readers.acquire(ctx, s.relay.countOwned)
 	if err != nil {
 		return err
 	}
 	defer release()
-	reading, stopReading := context.WithCancel(ctx)
-	defer stopReading()
-	pages, failed := make(chan *page), make(chan error, 1)
-	go func() {
-		defer close(pages)
-		failed <- s.relay.readPages(reading, s.number, b, after, pages)
-	}()
-	for p := range pages {
-		if err == nil {
-			if err = fn(p); err != nil {
-				stopReading()
-			}
-		}
-		p.free()
-	}
-	if readErr := <-failed; err == nil {
-		err = readErr
-	}
-	return err
+	return s.relay.eachPage(ctx, s.number, b, after, fn)
 }
 
 // publishPage adds a page's rows to their streams, in one pipeline. A call names the row that must be in the

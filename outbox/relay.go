@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/streamkeel/streamkeel/internal/pgerr"
 	"github.com/streamkeel/streamkeel/internal/quiet"
 	"github.com/streamkeel/streamkeel/internal/redisx"
+	"github.com/streamkeel/streamkeel/stream"
 )
 
 // Relay moves the outbox's rows to Redis Streams. Any number may run against one database: they share the
@@ -25,7 +27,7 @@ import (
 // sequence that it had.
 //
 // A Relay keeps no state in its sessions and so works through a pooler in transaction mode. It uses at most 2
-// connections and one for every 4 shards that it owns, and one more for a moment when it makes or drops row
+// connections and one for every 4 shards that it owns, one of its own if ListenURL is set, and one more for a moment when it makes or drops row
 // partitions.
 type Relay struct {
 	pool   *pgxpool.Pool
@@ -97,6 +99,9 @@ func (r *Relay) Run(ctx context.Context) error {
 	wg.Go(func() { r.sequence(ctx) })
 	wg.Go(func() { r.keepDeclared(ctx) })
 	wg.Go(func() { r.keepUp(ctx) })
+	if r.config.ListenURL != "" {
+		wg.Go(func() { r.listen(ctx) })
+	}
 	r.keepLeases(ctx, work)
 	wg.Wait()
 	return nil
@@ -128,7 +133,7 @@ func (r *Relay) failed(ctx context.Context, message string, shard int, err error
 		where = fmt.Sprintf("shard %d", shard)
 	}
 	r.log.Error(ctx, message, where, err)
-	if pgerr.IsUnavailable(err) || redisx.IsUnavailable(err) {
+	if pgerr.IsUnavailable(err) || redisx.IsUnavailable(err) || errors.Is(err, stream.ErrNotDurable) {
 		r.observe(ctx, Observation{Moment: Waiting, Shard: shard, Err: err})
 	}
 }

@@ -104,12 +104,16 @@ DELETE FROM {schema}.outbox_failed WHERE seq IN (
 	SELECT seq FROM {schema}.outbox_failed WHERE retried_at < clock_timestamp() - $1::bigint * interval '1 microsecond' LIMIT $2::bigint)`)
 )
 
-func trimLog(ctx context.Context, pool *pgxpool.Pool, retention time.Duration, report *UpkeepReport) error {
+func readShards(ctx context.Context, pool *pgxpool.Pool) ([]int, error) {
 	rows, err := pool.Query(ctx, shardsSQL)
 	if err != nil {
-		return fmt.Errorf("trim the log: %w", err)
+		return nil, err
 	}
-	shards, err := pgx.CollectRows(rows, pgx.RowTo[int])
+	return pgx.CollectRows(rows, pgx.RowTo[int])
+}
+
+func trimLog(ctx context.Context, pool *pgxpool.Pool, retention time.Duration, report *UpkeepReport) error {
+	shards, err := readShards(ctx, pool)
 	if err != nil {
 		return fmt.Errorf("trim the log: %w", err)
 	}

@@ -20,12 +20,13 @@ type env struct {
 	url       string
 	namespace string
 	events    []stream.Event
+	scale     float64 // of how much a run does
 	topics    int
 }
 
 const redisVar = "STREAMKEEL_TEST_REDIS_URL"
 
-func newEnv(ctx context.Context) (*env, error) {
+func newEnv(ctx context.Context, scale float64) (*env, error) {
 	url := os.Getenv(redisVar)
 	if url == "" {
 		return nil, errors.New(redisVar + " is not set: run `make bench`, which starts a server")
@@ -34,12 +35,22 @@ func newEnv(ctx context.Context) (*env, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", redisVar, err)
 	}
-	e := &env{rdb: redis.NewClient(opts), url: url, namespace: "bench-" + uuid.NewString()[:8]}
-	if n, err := e.rdb.DBSize(ctx).Result(); err != nil || n > 0 {
-		return nil, fmt.Errorf("the Redis at %s must be there and empty (it has %d keys): %w", redisVar, n, err)
+	e := &env{rdb: redis.NewClient(opts), url: url, namespace: "bench-" + uuid.NewString()[:8], scale: scale}
+	n, err := e.rdb.DBSize(ctx).Result()
+	if err == nil && n > 0 {
+		err = fmt.Errorf("it has %d keys, and is emptied after each run: name one that is empty", n)
 	}
-	e.events = makeEvents(10_000)
+	if err != nil {
+		e.close()
+		return nil, fmt.Errorf("the Redis of %s: %w", redisVar, err)
+	}
+	e.events = makeEvents(e.n(batchEvents))
 	return e, nil
+}
+
+// n scales a number of events, to whole batches.
+func (e *env) n(full int) int {
+	return max(int(float64(full)*e.scale)/batchSize, 1) * batchSize
 }
 
 func (e *env) close() { _ = e.rdb.Close() }

@@ -60,21 +60,33 @@ func (w workload) measure(ctx context.Context, e *env, rounds int, only string, 
 			if !slices.Contains(names, s.name) {
 				continue
 			}
+			if err := e.rdb.ConfigResetStat(ctx).Err(); err != nil {
+				return nil, err
+			}
 			runtime.GC()
 			v, err := s.run(ctx, e)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", s.name, err)
 			}
-			fmt.Fprintf(progress, "%s %s round %d: %.4g %s\n", w.name, s.name, round+1, v, w.unit)
+			scripts, err := e.scripts(ctx)
+			if err != nil {
+				return nil, err
+			}
+			fmt.Fprintf(progress, "%s %s round %d: %.4g %s%s\n", w.name, s.name, round+1, v, w.unit, scripts)
 			values[s.name] = append(values[s.name], v)
 			if err := e.flush(ctx); err != nil {
 				return nil, err
 			}
 		}
 	}
+	return w.figures(names, values), nil
+}
+
+// figures makes figures of what the systems reached in each round.
+func (w workload) figures(names []string, values map[string][]float64) []figure {
 	var figures []figure
 	for _, name := range names {
-		ratios := make([]float64, rounds)
+		ratios := make([]float64, len(values[name]))
 		for i := range ratios {
 			ratios[i] = values[name][i] / values[w.base][i]
 		}
@@ -87,7 +99,19 @@ func (w workload) measure(ctx context.Context, e *env, rounds int, only string, 
 		}
 		figures = append(figures, f)
 	}
-	return figures, nil
+	return figures
+}
+
+// scripts tells how long Redis took for a script on average, or "" where none ran.
+func (e *env) scripts(ctx context.Context) (string, error) {
+	info, err := e.rdb.Info(ctx, "commandstats").Result()
+	for line := range strings.Lines(info) {
+		var calls, usec, perCall float64
+		if n, _ := fmt.Sscanf(line, "cmdstat_evalsha:calls=%f,usec=%f,usec_per_call=%f", &calls, &usec, &perCall); n == 3 {
+			return fmt.Sprintf(" (%.0f scripts, %.3f ms of server time each)", calls, perCall/1000), err
+		}
+	}
+	return "", err
 }
 
 func median(values []float64) float64 {

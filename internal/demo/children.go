@@ -40,7 +40,7 @@ func (c *children) startAll(ctx context.Context) error {
 	} else {
 		for i := range relays {
 			p, err := c.start(relayName(i), filepath.Join(c.d.cfg.Bin, "outbox-relay"+exe), []string{redisURL, postgresURL},
-				"--name", relayName(i), "--lease-ttl", c.d.cfg.LeaseTTL.String(), "--disable-http")
+				"--name", relayName(i), "--lease-ttl", c.d.cfg.LeaseTTL.String(), "--poll-min", "20ms", "--disable-http")
 			if err != nil {
 				return err
 			}

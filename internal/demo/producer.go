@@ -104,6 +104,10 @@ func (p *producer) run(ctx context.Context) error {
 	return g.Wait()
 }
 
+const deliver = `
+WITH k AS (INSERT INTO demo.key AS k VALUES ($1, 1) ON CONFLICT (key) DO UPDATE SET version = k.version + 1 RETURNING version)
+INSERT INTO demo.delivery SELECT $2, $3, $1, k.version, $4, $5 FROM k RETURNING version`
+
 // webhook is one delivery: its row and its event, in one transaction. The key's row comes
 // first, as the lock that keeps the key's events in order.
 func (p *producer) webhook(ctx context.Context, n int) error {
@@ -112,16 +116,11 @@ func (p *producer) webhook(ctx context.Context, n int) error {
 	e := stream.NewEvent(d.eventType, key, stream.ContentTypeJSON, d.Payload)
 	return p.transaction(ctx, e.ID, p.dice.rollsBack(n), func(tx pgx.Tx) error {
 		var version int64
-		err := tx.QueryRow(ctx, `INSERT INTO demo.key AS k VALUES ($1, 1)
-			ON CONFLICT (key) DO UPDATE SET version = k.version + 1 RETURNING version`, key).Scan(&version)
+		err := tx.QueryRow(ctx, deliver, key, e.ID, n, d.owner, d.eventType).Scan(&version)
 		if err != nil {
 			return err
 		}
 		e.Attributes = map[string]string{"n": strconv.Itoa(n), "version": strconv.FormatInt(version, 10), "owner": d.owner}
-		if _, err := tx.Exec(ctx, `INSERT INTO demo.delivery VALUES ($1, $2, $3, $4, $5, $6)`,
-			e.ID, n, key, version, d.owner, d.eventType); err != nil {
-			return err
-		}
 		if err := p.publish(ctx, tx, p.topics.webhooks, e); err != nil {
 			return err
 		}

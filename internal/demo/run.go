@@ -225,7 +225,7 @@ func (d *Demo) untilQuiet(ctx context.Context) error {
 			d.say("nothing moves any more, though not all is done")
 			return nil
 		}
-		if !redisx.Pause(ctx, 200*time.Millisecond) {
+		if !redisx.Pause(ctx, 500*time.Millisecond) {
 			return context.Cause(ctx)
 		}
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -289,6 +290,23 @@ func TestOperatorAndObserverRolesAreAllThatTheCommandLineNeeds(t *testing.T) {
 	commandtest.RequireExact(t, admin, "operator")
 }
 
+func TestRedriveThatIsInterruptedSaysHowFarItGot(t *testing.T) {
+	t.Parallel()
+	binary := commandtest.Build(t, "cmd/streamkeel")
+	s := newShop(t)
+	for i := range 50 {
+		s.kill(orderPlaced.Event(strconv.Itoa(i), order{i}), dlq.ReasonAttempts, "broken")
+	}
+	p := commandtest.Start(t, binary, s.env, dlqArgs("redrive", "--all", "--yes", "--rate=1")...)
+	require.Eventually(t, func() bool { return s.letters() < 50 }, time.Minute, 10*time.Millisecond)
+	p.Signal(os.Interrupt)
+	require.Equal(t, command.ExitFailure, p.Wait())
+	left := s.letters()
+	require.Positive(t, left)
+	require.Contains(t, p.Stderr(), strconv.Itoa(50-int(left))+" of 50 letters redriven; begin again")
+	require.Equal(t, int(left), document[changeDocument](s, dlqArgs("redrive", "--all", "--yes")...).Done)
+}
+
 func TestExitCodesOfTheBinary(t *testing.T) {
 	t.Parallel()
 	binary := commandtest.Build(t, "cmd/streamkeel")
@@ -301,6 +319,12 @@ func TestExitCodesOfTheBinary(t *testing.T) {
 		{dlqArgs("show", "0/1-1"), command.ExitFailure},
 		{[]string{"topics", "list", "--redis-url=redis://127.0.0.1:1", "--start-timeout=100ms"}, command.ExitUnfit},
 		{[]string{"nonsense"}, command.ExitUnfit},
+		{[]string{"topics", "list", "--no-such"}, command.ExitUnfit},
+		{[]string{"migrate", "status", "--postgres-url=postgres://127.0.0.1:1/x", "--start-timeout=100ms"}, command.ExitUnfit},
+		{[]string{"topics", "list", "--redis-url=what"}, command.ExitUnfit},
+		{dlqArgs("list", "--limit=many"), command.ExitUnfit},
+		{dlqArgs("purge", "--all"), command.ExitClean}, // there is nothing to ask about
+		{dlqArgs("import", "/no/such"), command.ExitUnfit},
 	} {
 		p := commandtest.Start(t, binary, s.env, c.args...)
 		require.Equal(t, c.code, p.Wait(), p.Stderr())

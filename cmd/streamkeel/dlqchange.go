@@ -294,6 +294,8 @@ func (c *change) run(ctx context.Context, rdb redis.UniversalClient, args []stri
 		switch {
 		case redisx.IsNoPerm(err) && document.Done == 0:
 			return err
+		case ctx.Err() != nil && document.Done < len(refs):
+			return unfinished{fmt.Errorf("ended with %d of %s %s; begin again for the others", document.Done, letters(len(refs)), c.done)}
 		case errors.Is(err, stream.ErrUndecodable), errors.Is(err, stream.ErrInvalid):
 			return command.Unfitf("--data: %w", err)
 		}

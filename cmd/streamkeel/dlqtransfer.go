@@ -151,6 +151,9 @@ func newDLQImport(a *app) *cobra.Command {
 			if errors.Is(err, dlq.ErrNoExport) {
 				return command.Unfitf("%w; %s before it are in, and importing again repeats none", err, letters(sum.Added+sum.Repeated))
 			}
+			if ctx.Err() != nil && err != nil {
+				return unfinished{fmt.Errorf("ended with %s imported; begin again for the others, none is repeated", letters(sum.Added))}
+			}
 			if err != nil {
 				return err
 			}

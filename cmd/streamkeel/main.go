@@ -69,8 +69,14 @@ func (a *app) run(ctx context.Context) int {
 	if err != nil && !*began { // it is about the command line
 		err = command.Unfit(err)
 	}
-	return command.Exit(a.process.Stderr, program, command.UnlessEnded(ctx, err), a.secrets)
+	if !errors.As(err, new(unfinished)) {
+		err = command.UnlessEnded(ctx, err)
+	}
+	return command.Exit(a.process.Stderr, program, err, a.secrets)
 }
+
+// unfinished is the error of a command that was ended with a part of its work done.
+type unfinished struct{ error }
 
 // root returns the whole command, and whether one of the subcommands began its work.
 func (a *app) root() (root *cobra.Command, began *bool) {

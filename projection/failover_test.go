@@ -45,14 +45,14 @@ func (p *pair) replicated() {
 // would still find the tail in its socket.)
 func (p *pair) lag() {
 	p.t.Helper()
-	require.NoError(p.t, p.replicaClient.SlaveOf(p.t.Context(), "127.0.0.1", "1").Err())
+	require.NoError(p.t, p.replicaClient.ReplicaOf(p.t.Context(), "127.0.0.1", "1").Err())
 }
 
 // failover kills the master and promotes the replica, which lacks what came after lag.
 func (p *pair) failover() {
 	p.t.Helper()
 	require.NoError(p.t, p.master.Kill())
-	require.NoError(p.t, p.replicaClient.SlaveOf(p.t.Context(), "NO", "ONE").Err())
+	require.NoError(p.t, p.replicaClient.ReplicaOf(p.t.Context(), "NO", "ONE").Err())
 	p.rdb = p.replicaClient
 }
 

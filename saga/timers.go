@@ -39,11 +39,12 @@ type Timers struct {
 // NewTimers returns a component that fires timers. The caller keeps pool.
 func NewTimers(pool *pgxpool.Pool, config TimersConfig) (*Timers, error) {
 	var faults []error
+	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
 	if pool == nil {
-		faults = append(faults, errors.New("the Postgres pool is nil"))
+		fault("the Postgres pool is nil")
 	}
 	if config.Every < 0 {
-		faults = append(faults, fmt.Errorf("interval Every %s is negative", config.Every))
+		fault("Every %s is negative", config.Every)
 	}
 	if len(faults) > 0 {
 		return nil, invalid("timers: %w", errors.Join(faults...))

@@ -58,16 +58,17 @@ func NewBacklog(rdb redis.UniversalClient, config BacklogConfig) (*Backlog, erro
 		config.Timeout = 5 * time.Second
 	}
 	var faults []error
+	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
 	if rdb == nil {
-		faults = append(faults, errors.New("the Redis client is nil"))
+		fault("the Redis client is nil")
 	}
 	for _, ns := range config.Namespaces {
 		if !stream.ValidName(ns) {
-			faults = append(faults, fmt.Errorf("Namespaces: %.140q is not [A-Za-z0-9][A-Za-z0-9._-]{0,127}", ns))
+			fault("Namespaces: %.140q is not [A-Za-z0-9][A-Za-z0-9._-]{0,127}", ns)
 		}
 	}
 	if config.Every < 0 || config.Timeout < 0 {
-		faults = append(faults, fmt.Errorf("Every %s and Timeout %s must not be negative", config.Every, config.Timeout))
+		fault("Every %s and Timeout %s must not be negative", config.Every, config.Timeout)
 	}
 	if len(faults) > 0 {
 		return nil, fmt.Errorf("telemetry: invalid backlog config: %w", errors.Join(faults...))

@@ -1,7 +1,7 @@
 // Package telemetry shows what Streamkeel does to Prometheus and OpenTelemetry. The packages
 // that do the work know neither.
 //
-// [Metrics] counts what the consumers, relays and projections of this process do:
+// [Metrics] counts what the consumers, relays, projections and sagas of this process do:
 //
 //	metrics := telemetry.NewMetrics(telemetry.MetricsConfig{Types: []string{OrderPlaced.Type()}})
 //	prometheus.MustRegister(metrics)

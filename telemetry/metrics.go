@@ -23,12 +23,13 @@ const otherType = "other"
 
 // Metrics counts what this process does. It is a prometheus.Collector of its own, to be
 // registered where the program wants it; nothing goes to the default registry by itself. Any
-// number of consumers, relays and projections may share one.
+// number of consumers, relays, projections and sagas may share one.
 type Metrics struct {
 	types    map[string]bool
 	consumer consumerMetrics
 	relay    relayMetrics
 	readers  projectionMetrics
+	saga     sagaMetrics
 	all      []prometheus.Collector
 }
 
@@ -47,6 +48,7 @@ func NewMetrics(config MetricsConfig) *Metrics {
 	m.consumer = newConsumerMetrics(m, config)
 	m.relay = newRelayMetrics(m, config)
 	m.readers = newProjectionMetrics(m, config)
+	m.saga = newSagaMetrics(m)
 	return m
 }
 

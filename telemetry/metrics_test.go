@@ -22,6 +22,7 @@ import (
 	"github.com/streamkeel/streamkeel/outbox"
 	"github.com/streamkeel/streamkeel/pel"
 	"github.com/streamkeel/streamkeel/projection"
+	"github.com/streamkeel/streamkeel/saga"
 	"github.com/streamkeel/streamkeel/stream"
 	"github.com/streamkeel/streamkeel/telemetry"
 )
@@ -143,6 +144,26 @@ func TestProjectionsAreCounted(t *testing.T) {
 	}
 	m.Projection().Observe(t.Context(), projection.Observation{Moment: projection.Applied, Projection: "totals"})
 	require.Contains(t, lines(t, m), `streamkeel_projection_halted{projection="totals"} 0`)
+}
+
+func TestSagasAreCounted(t *testing.T) {
+	t.Parallel()
+	m := telemetry.NewMetrics(telemetry.MetricsConfig{})
+	for _, moment := range []saga.Moment{
+		saga.StepDone, saga.StepRefused, saga.StepSkipped, saga.StepRepeated, saga.StepCompensated, saga.NothingToUndo, saga.CompensationFailed,
+		saga.CompensationGiven, saga.SagaAborted, saga.SagaCompleted, saga.SagaCompensated, saga.SagaParked, saga.TimerFired,
+	} {
+		m.Saga().Observe(t.Context(), saga.Observation{Moment: moment, Flow: "checkout", Step: "charge"})
+	}
+	got := lines(t, m)
+	for _, outcome := range []string{"done", "refused", "skipped", "repeated", "undone", "nothing_to_undo", "undo_failed", "undo_skipped"} {
+		require.Contains(t, got, `streamkeel_saga_steps_total{flow="checkout",outcome="`+outcome+`",step="charge"} 1`)
+	}
+	for _, outcome := range []string{"completed", "compensated", "parked"} {
+		require.Contains(t, got, `streamkeel_saga_ended_total{flow="checkout",outcome="`+outcome+`"} 1`)
+	}
+	require.Contains(t, got, `streamkeel_saga_timers_total{flow="checkout"} 1`)
+	require.Equal(t, 12, strings.Count(got, `flow="checkout"`))
 }
 
 // backlog is a topic with a group on the shared Redis.

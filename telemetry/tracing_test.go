@@ -65,7 +65,7 @@ func TestHandlerSpanLinksToThePublisherAndIsCarriedOn(t *testing.T) {
 	require.Equal(t, "e1", out.CausationID)
 	attributes := map[string]string{}
 	for _, a := range span.Attributes() {
-		attributes[string(a.Key)] = a.Value.Emit()
+		attributes[string(a.Key)] = a.Value.String()
 	}
 	for name, want := range map[string]string{
 		"messaging.system": "streamkeel", "messaging.operation.type": "process", "messaging.destination.name": "orders",

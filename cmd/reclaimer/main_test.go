@@ -1,7 +1,6 @@
 package main
 
 import (
-	"os"
 	"testing"
 	"time"
 
@@ -86,11 +85,4 @@ func (g *group) totals() pel.Totals {
 func (g *group) eventually(what string, holds func(pel.Totals) bool) {
 	g.t.Helper()
 	require.Eventually(g.t, func() bool { return holds(g.totals()) }, commandtest.Patience, 20*time.Millisecond, what)
-}
-
-func writeFile(t testing.TB, content string) string {
-	t.Helper()
-	file := t.TempDir() + "/file"
-	require.NoError(t, os.WriteFile(file, []byte(content), 0o600))
-	return file
 }

@@ -35,7 +35,8 @@ const stepTimeout = time.Minute
 //
 // Nothing else needs it: servers end without it.
 func Main(m *testing.M) {
-	code := m.Run()
+	passed := m.Run()
+	code := passed
 	for _, s := range []*shared{sharedRedis, sharedPostgres} {
 		if err := s.close(); err != nil {
 			fmt.Fprintln(os.Stderr, "testenv:", err)
@@ -48,7 +49,9 @@ func Main(m *testing.M) {
 			code = 1
 		}
 	}
-	os.Exit(code)
+	if code != passed { // or else the binary ends with it by itself, after what TestMain defers
+		os.Exit(code)
+	}
 }
 
 // Long skips the test unless long tests are wanted.

@@ -36,6 +36,7 @@ func (a *app) commands() []*cobra.Command {
 		newPendingCommand(a),
 		newConsumersCommand(a),
 		newDLQCommand(a),
+		newOutboxCommand(a),
 		newVersionCommand(a),
 	}
 }

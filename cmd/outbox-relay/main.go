@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -62,6 +63,10 @@ func (c *config) relayFlags(flags *pflag.FlagSet) {
 	flags.DurationVar(&r.LeaseTTL, "lease-ttl", 10*time.Second, "within how long the shards of a relay that died are taken over; at least 500ms")
 	flags.DurationVar(&r.PollMin, "poll-min", 2*time.Millisecond, "how long to wait before looking for rows again, while there are some; at least 1ms")
 	flags.DurationVar(&r.PollMax, "poll-max", 50*time.Millisecond, "how long to wait at the most, while there are none")
+	flags.StringVar(&r.ListenURL, "listen-url", "", "`url` of the database, not through a pooler in transaction mode: hear of rows from processes with a Notifier, without waiting for the next look")
+	flags.IntVar(&r.Replicas, "replicas", 0, "how many replicas must have rows before they count as published")
+	flags.BoolVar(&r.Fsync, "fsync", false, "wait until rows are in the append-only files too; Redis 7.2 or later")
+	flags.DurationVar(&r.DurableTimeout, "durable-timeout", time.Second, "how long one try waits for --replicas and --fsync; less than the read_timeout of --redis-url")
 	flags.DurationVar(&r.RewindMax, "rewind-max", 15*time.Minute, "how much of what Redis lost is published again without asking an operator")
 	flags.DurationVar(&r.Retention, "retention", 24*time.Hour, "how long rows are kept after they were published; at least 1m, and not below --rewind-max")
 	flags.IntVar(&r.DaysAhead, "days-ahead", 7, "`days` ahead for which row partitions are made, 1 to 60: for so long publishing goes on without a relay")
@@ -83,7 +88,7 @@ func (c *config) faults() (faults []error) {
 		d    time.Duration
 	}{
 		{"lease-ttl", c.relay.LeaseTTL}, {"poll-min", c.relay.PollMin}, {"poll-max", c.relay.PollMax}, {"rewind-max", c.relay.RewindMax},
-		{"retention", c.relay.Retention}, {"shutdown-timeout", c.relay.ShutdownTimeout},
+		{"retention", c.relay.Retention}, {"durable-timeout", c.relay.DurableTimeout}, {"shutdown-timeout", c.relay.ShutdownTimeout},
 	} {
 		if d.d == 0 { // which the relay would take for its default
 			faults = append(faults, fmt.Errorf("--%s 0s must be more than 0", d.flag))
@@ -116,7 +121,7 @@ func (c *config) relayFaults(ctx context.Context, poolConfig *pgxpool.Config) []
 
 // flagNames puts flags in place of the fields that they set.
 var flagNames = strings.NewReplacer(
-	"LeaseTTL", "--lease-ttl", "PollMin", "--poll-min", "PollMax", "--poll-max", "RewindMax", "--rewind-max", "Retention", "--retention",
+	"ListenURL", "--listen-url", "DurableTimeout", "--durable-timeout", "Replicas", "--replicas", "Fsync", "--fsync", "LeaseTTL", "--lease-ttl", "PollMin", "--poll-min", "PollMax", "--poll-max", "RewindMax", "--rewind-max", "Retention", "--retention",
 	"DaysAhead", "--days-ahead", "ShutdownTimeout", "--shutdown-timeout", "Name", "--name", "the pool's MaxConns", "--postgres-url: pool_max_conns",
 )
 
@@ -138,6 +143,11 @@ func runWith(ctx context.Context, p command.Process, secrets *command.Secrets) e
 	faults = slices.Concat(faults, c.faults(), c.relayFaults(ctx, poolConfig), redisFaults, postgresFaults)
 	if len(faults) > 0 {
 		return command.Unfit(errors.Join(faults...))
+	}
+	if c.relay.ListenURL != "" {
+		if listen, err := pgx.ParseConfig(c.relay.ListenURL); err == nil { // as the relay has checked
+			secrets.Add(listen.Password)
+		}
 	}
 	log := c.log.New(p.Stderr, secrets)
 	pool, err := pgxpool.NewWithConfig(ctx, poolConfig)

@@ -87,8 +87,13 @@ func (c *config) faults() (faults []error) {
 		flag string
 		d    time.Duration
 	}{
-		{"lease-ttl", c.relay.LeaseTTL}, {"poll-min", c.relay.PollMin}, {"poll-max", c.relay.PollMax}, {"rewind-max", c.relay.RewindMax},
-		{"retention", c.relay.Retention}, {"durable-timeout", c.relay.DurableTimeout}, {"shutdown-timeout", c.relay.ShutdownTimeout},
+		{"lease-ttl", c.relay.LeaseTTL},
+		{"poll-min", c.relay.PollMin},
+		{"poll-max", c.relay.PollMax},
+		{"rewind-max", c.relay.RewindMax},
+		{"retention", c.relay.Retention},
+		{"durable-timeout", c.relay.DurableTimeout},
+		{"shutdown-timeout", c.relay.ShutdownTimeout},
 	} {
 		if d.d == 0 { // which the relay would take for its default
 			faults = append(faults, fmt.Errorf("--%s 0s must be more than 0", d.flag))

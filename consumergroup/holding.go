@@ -42,8 +42,10 @@ const (
 
 // laneState is how far one of the partition's streams was read.
 type laneState struct {
-	handed pel.Handed
-	cursor string // where taking over goes on; empty when it is finished
+	last     stream.ID // up to where the group was handed it
+	seen     stream.ID // an entry that was seen, and not delivered yet
+	cursor   string    // where taking over goes on; empty when it is finished
+	stranded bool      // it takes over what this lease itself took
 }
 
 // queueKey names a queue. Events without a key have one each.
@@ -72,7 +74,23 @@ const (
 func newHolding(p *partition, g pel.Grant, ttl time.Duration, began time.Time) *holding {
 	return &holding{
 		p: p, ttl: ttl, generation: g.Generation, renewed: began, queues: map[queueKey]*queue{},
-		lanes: [2]laneState{{g.Main, "-"}, {g.Retry, "-"}},
+		lanes: [2]laneState{{last: g.Main, cursor: "-"}, {last: g.Retry, cursor: "-"}},
+	}
+}
+
+func (h *holding) lane(l *lane) *laneState {
+	if l.retry {
+		return &h.lanes[1]
+	}
+	return &h.lanes[0]
+}
+
+// strand notes that a read may have taken entries that nobody has in hand.
+func (h *holding) strand() {
+	for i := range h.lanes {
+		if s := &h.lanes[i]; s.cursor == "" {
+			s.cursor, s.stranded = "("+s.last.String(), true
+		}
 	}
 }
 

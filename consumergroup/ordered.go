@@ -119,9 +119,6 @@ func fairShare(self string, counts map[string]int, partitions int) int {
 func (c *Consumer) acquire(ctx context.Context, p *partition) {
 	began := time.Now()
 	grant, err := p.lessor.Acquire(ctx, 0)
-	if err == nil {
-		err = p.lessor.LoadTake(ctx)
-	}
 	switch {
 	case err == nil:
 		p.holding.Store(newHolding(p, grant, c.cfg.MinIdle, began))
@@ -149,11 +146,11 @@ func (c *Consumer) renew(ctx context.Context, h *holding) {
 	h.io.Lock()
 	began := time.Now()
 	grant, err := h.p.lessor.Acquire(ctx, h.lease())
-	rewound := err == nil && grant.Main.ID.Compare(h.lanes[0].handed.ID) < 0
+	rewound := err == nil && grant.Main.Compare(h.lanes[0].last) < 0
 	h.io.Unlock()
 	switch {
 	case rewound:
-		c.lost(ctx, h, fmt.Errorf("the group stands at %s, behind what it was handed", grant.Main.ID))
+		c.lost(ctx, h, fmt.Errorf("the group stands at %s, behind what it was handed", grant.Main))
 	case err == nil:
 		for _, d := range h.renew(grant.Generation, began) {
 			c.due.add(d, began)
@@ -211,7 +208,7 @@ func (c *Consumer) giveUp(ctx context.Context, h *holding, wait bool) {
 // flushHeld sends the acks of a leased partition.
 func (c *Consumer) flushHeld(ctx context.Context, h *holding) error {
 	for _, l := range h.p.lanes {
-		for acks := c.heldAcks(l, h, 0); len(acks) > 0; acks = c.heldAcks(l, h, 0) {
+		if acks := c.heldAcks(l, h, 0); len(acks) > 0 {
 			err := h.p.lessor.Ack(ctx, h.lease(), l.key, idsOf(acks))
 			c.heldAcksEnded(ctx, l, h, acks, err)
 			if err != nil {
@@ -222,8 +219,8 @@ func (c *Consumer) flushHeld(ctx context.Context, h *holding) error {
 	return nil
 }
 
-// heldAcks takes the acks of a lane whose first is at least as old as age, as many as one
-// call sends. Those of an earlier lease are lost with it.
+// heldAcks takes the acks of a lane whose first is at least as old as age. Those of an
+// earlier lease are lost with it.
 func (c *Consumer) heldAcks(l *lane, h *holding, age time.Duration) (acks []*delivery) {
 	for _, d := range l.takeAcks(age) {
 		if d.held == h {
@@ -231,10 +228,6 @@ func (c *Consumer) heldAcks(l *lane, h *holding, age time.Duration) (acks []*del
 		} else {
 			c.finish(d)
 		}
-	}
-	if len(acks) > pel.MaxAcks {
-		l.putBack(acks[pel.MaxAcks:])
-		acks = acks[:pel.MaxAcks]
 	}
 	return acks
 }

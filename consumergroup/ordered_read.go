@@ -5,92 +5,84 @@ import (
 	"errors"
 	"time"
 
-	"github.com/redis/go-redis/v9"
-
 	"github.com/streamkeel/streamkeel/internal/redisx"
 	"github.com/streamkeel/streamkeel/pel"
 	"github.com/streamkeel/streamkeel/stream"
 )
 
-// An ordered group's entries are read in two steps: their bodies without the group, which
-// may block and serves all partitions at once, and then one script for each partition takes
-// delivery under its lease.
+// The partitions that an ordered consumer leases are read in one transaction, which cannot
+// block. So where there was nothing new, a plain read, which takes no delivery, waits for
+// something.
 
 const (
-	// orderedBlock is how long such a read blocks: a partition that was leased meanwhile is
-	// not in it.
+	// orderedBlock is how long that waits: a partition that was leased meanwhile is not in it.
 	orderedBlock = 500
 	noLeasePause = 20 * time.Millisecond
+	// maxReadOrdered is the most entries that one read asks for: a transaction costs several
+	// round trips, so it takes more at a time.
+	maxReadOrdered = 2 * maxRead
 )
 
-// source is a lane of a leased partition that is read.
-type source struct {
-	h       *holding
-	l       *lane
-	i       int // its place in holding.lanes
-	from    pel.Handed
-	entries []stream.Entry
-
-	acks  []*delivery
-	began time.Time
-	reply *redis.Cmd
+// roundOrdered reads once from the partitions that are leased, and hands the first event of
+// each key to the workers.
+func (r *reader) roundOrdered(ctx context.Context) error {
+	holdings, err := r.holdings(ctx)
+	if err != nil {
+		return err
+	}
+	if len(holdings) == 0 {
+		redisx.Pause(ctx, noLeasePause)
+		return nil
+	}
+	waited := r.waitForRoom(ctx)
+	if r.dry {
+		if err := r.waitForNew(ctx, holdings); err != nil || r.dry {
+			return err
+		}
+	}
+	ready, n, lanes, err := r.take(ctx, holdings)
+	if n > 0 {
+		r.adapt(n, waited, lanes)
+	}
+	r.dry = n == 0
+	for _, d := range ready {
+		if !r.c.push(ctx, d) {
+			break // it stays in hand, and is given up
+		}
+	}
+	return err
 }
 
-// roundOrdered reads once from the partitions that are leased, takes delivery, and hands the
-// first event of each key to the workers.
-func (r *reader) roundOrdered(ctx context.Context) error {
-	var sources []*source
+// holdings returns the leased partitions that are to be read: those whose old entries were
+// taken over, and which have room.
+func (r *reader) holdings(ctx context.Context) (holdings []*holding, err error) {
 	for _, p := range r.partitions() {
 		h := p.holding.Load()
 		if h == nil || !h.owned() || !p.usable() {
 			continue
 		}
 		if err := r.takeOver(ctx, h); err != nil {
-			return err
+			return nil, err
 		}
 		room, full := h.room(r.c.cfg.MaxHeld)
 		if full {
 			r.c.log.Warn(ctx, "partition is not read on: too many events wait behind keys that fail", p.keys.Stream, "max_held", r.c.cfg.MaxHeld)
 		}
-		if !room {
-			continue
-		}
-		for i, l := range p.lanes {
-			sources = append(sources, &source{h: h, l: l, i: i, from: h.lanes[i].handed})
+		if room {
+			holdings = append(holdings, h)
 		}
 	}
-	if len(sources) == 0 {
-		redisx.Pause(ctx, noLeasePause)
-		return nil
-	}
-	waited := r.waitForRoom(ctx)
-	if err := r.readBodies(ctx, sources, max(1, r.size/r.active)); err != nil {
-		return err
-	}
-	n, lanes := 0, 0
-	for _, s := range sources {
-		if len(s.entries) > 0 {
-			n, lanes = n+len(s.entries), lanes+1
-		}
-	}
-	if n == 0 {
-		return nil
-	}
-	r.adapt(n, waited, lanes)
-	return r.takeAll(ctx, sources)
+	return holdings, nil
 }
 
-// readBodies reads what lies beyond each source's position.
-func (r *reader) readBodies(ctx context.Context, sources []*source, count int) error {
-	args := make([]any, 0, 6+2*len(sources))
-	args = append(args, "xread", "count", count, "block", min(r.block, orderedBlock), "streams")
-	byKey := make(map[string]*source, len(sources))
-	for _, s := range sources {
-		args = append(args, s.l.key)
-		byKey[s.l.key] = s
+// waitForNew waits until one of the streams has an entry behind those that were read.
+func (r *reader) waitForNew(ctx context.Context, holdings []*holding) error {
+	args := []any{"xread", "count", 1, "block", min(r.block, orderedBlock), "streams"}
+	for _, h := range holdings {
+		args = append(args, h.p.keys.Stream, h.p.keys.Retry)
 	}
-	for _, s := range sources {
-		args = append(args, s.from.ID.String())
+	for _, h := range holdings {
+		args = append(args, h.lanes[0].last.String(), h.lanes[1].last.String())
 	}
 	reply, err := redisx.Raw(ctx, r.c.rdb, args...)
 	if redisx.IsNil(err) {
@@ -100,107 +92,112 @@ func (r *reader) readBodies(ctx context.Context, sources []*source, count int) e
 		return err
 	}
 	defer reply.Free()
+	r.dry = false
 	return stream.DecodeEntries(&reply, func(en stream.Entry, _ bool) error {
-		s := byKey[en.Stream]
-		s.entries = append(s.entries, en)
+		l := r.c.lanes[en.Stream]
+		if h := l.p.holding.Load(); h != nil { // one that the group has passed would wake it for ever
+			h.lane(l).seen = en.ID
+		}
 		return nil
 	})
 }
 
-// takeAll takes delivery of what was read, in one round trip for all, and hands the first of
-// each key to the workers.
-func (r *reader) takeAll(ctx context.Context, sources []*source) error {
-	ready, err := r.take(ctx, sources)
-	for _, d := range ready {
-		if !r.c.push(ctx, d) {
-			break // it stays in hand, and is given up
-		}
+// take takes delivery of what is new in the holdings, and returns the deliveries whose turn
+// has come, how many there are in all, and of how many lanes.
+func (r *reader) take(ctx context.Context, holdings []*holding) (ready []*delivery, n, lanes int, err error) {
+	c := r.c
+	leased := make([]pel.Leased, len(holdings))
+	for i, h := range holdings {
+		h.io.Lock()
+		defer h.io.Unlock()
+		leased[i] = pel.Leased{Keys: h.p.keys, Generation: h.lease()}
 	}
-	return err
-}
-
-func (r *reader) take(ctx context.Context, sources []*source) (ready []*delivery, err error) {
-	pipe := r.c.rdb.Pipeline()
-	var takes []*source
-	locked := map[*holding]bool{}
-	for _, s := range sources {
-		if len(s.entries) == 0 {
-			continue
-		}
-		if !locked[s.h] {
-			locked[s.h] = true
-			s.h.io.Lock()
-			defer s.h.io.Unlock()
-		}
-		ids := make([]stream.ID, len(s.entries))
-		for i := range s.entries {
-			ids[i] = s.entries[i].ID
-		}
-		s.acks = r.c.heldAcks(s.l, s.h, 0)
-		s.began = time.Now()
-		var cmd redis.Cmder
-		cmd, s.reply = s.l.p.lessor.TakeCmd(ctx, s.h.lease(), s.l.key, s.from, idsOf(s.acks), ids)
-		_ = pipe.Process(ctx, cmd) // only queues
-		takes = append(takes, s)
-	}
-	_, _ = pipe.Exec(ctx) // each command has its own error
-	var faults []error
-	for _, s := range takes {
-		first, err := r.taken(ctx, s)
-		ready, faults = append(ready, first...), append(faults, err)
-	}
-	return ready, errors.Join(faults...)
-}
-
-// taken brings the entries of a source in hand, if they were taken. Where the reply was lost
-// they are read and taken again, which changes nothing.
-func (r *reader) taken(ctx context.Context, s *source) (ready []*delivery, err error) {
-	handed, err := s.l.p.lessor.Took(s.reply)
-	if len(s.acks) > 0 {
-		r.c.heldAcksEnded(ctx, s.l, s.h, s.acks, err)
+	reply, lost, err := pel.ReadLeased(ctx, c.rdb, c.name, max(1, r.size/r.active), leased)
+	for _, i := range lost {
+		c.lost(ctx, holdings[i], pel.ErrLeaseLost)
 	}
 	switch {
-	case errors.Is(err, pel.ErrLeaseLost):
-		r.c.lost(ctx, s.h, err)
-		return nil, nil
-	case redisx.IsNoScript(err):
-		return nil, s.l.p.lessor.LoadTake(ctx) // nothing was taken
+	case redisx.IsNil(err):
+		for _, h := range holdings {
+			for i := range h.lanes {
+				if s := &h.lanes[i]; s.seen.Compare(s.last) > 0 {
+					s.last = s.seen
+				}
+			}
+		}
+		return nil, 0, 0, nil
 	case redisx.IsNoGroup(err):
-		r.c.lost(ctx, s.h, err) // its positions are those of the group that is gone
-		return nil, err
+		for _, h := range holdings {
+			c.lost(ctx, h, err) // what was read of them is not where the group will stand
+		}
+		return nil, 0, 0, err
+	case redisx.IsAmbiguous(err):
+		for _, h := range holdings {
+			h.strand()
+		}
+		return nil, 0, 0, err
 	case err != nil:
-		return nil, err
+		return nil, 0, 0, err
 	}
-	s.h.lanes[s.i].handed = pel.Handed{ID: s.entries[len(s.entries)-1].ID, Count: handed}
+	defer reply.Free()
+	entries := map[*lane][]stream.Entry{}
+	err = stream.DecodeEntries(&reply, func(en stream.Entry, _ bool) error {
+		l := c.lanes[en.Stream]
+		entries[l] = append(entries[l], en)
+		return nil
+	})
+	if err != nil {
+		return nil, 0, 0, err
+	}
+	for _, h := range holdings {
+		for _, l := range h.p.lanes {
+			if got := entries[l]; len(got) > 0 {
+				n, lanes = n+len(got), lanes+1
+				ready = append(ready, r.bring(ctx, h, l, got)...)
+			}
+		}
+	}
+	return ready, n, lanes, nil
+}
+
+// bring brings entries of a read in hand.
+func (r *reader) bring(ctx context.Context, h *holding, l *lane, entries []stream.Entry) (ready []*delivery) {
+	at := h.lane(l)
+	if entries[0].ID.Compare(at.last) <= 0 { // they are pending, and taken over by the next lease
+		r.c.lost(ctx, h, errors.New("the group was set back"))
+		return nil
+	}
+	at.last = entries[len(entries)-1].ID
 	now := time.Now()
-	b := &batch{deliveries: make([]delivery, len(s.entries))}
-	ds := make([]*delivery, len(s.entries))
-	for i, en := range s.entries {
-		carried := pel.CarriedBy(&en, s.l.retry)
+	b := &batch{deliveries: make([]delivery, len(entries))}
+	ds := make([]*delivery, len(entries))
+	for i, en := range entries {
+		carried := pel.CarriedBy(&en, l.retry)
 		carried.Deliveries++
 		if carried.First.IsZero() {
 			carried.First = now
 		}
 		ds[i] = &b.deliveries[i]
-		b.deliveries[i] = delivery{lane: s.l, batch: b, entry: en, carried: carried, extended: now, place: place{held: s.h, counted: true}}
+		b.deliveries[i] = delivery{lane: l, batch: b, entry: en, carried: carried, extended: now, place: place{held: h, counted: true}}
 		r.c.observe(ctx, Delivered, ds[i], nil)
 	}
 	r.c.hand.add(b)
-	s.h.renew(s.h.lease(), s.began)
-	return s.h.add(ds), nil
+	return h.add(ds)
 }
 
-// takeOver takes what earlier owners left of a partition, before anything new is read of it.
+// takeOver takes what earlier owners left of a partition, and what a read took whose reply was
+// lost, before anything new is read of it.
 func (r *reader) takeOver(ctx context.Context, h *holding) error {
-	for i, l := range h.p.lanes {
-		for h.lanes[i].cursor != "" && ctx.Err() == nil {
+	for _, l := range h.p.lanes {
+		at := h.lane(l)
+		for at.cursor != "" && ctx.Err() == nil {
 			if room, _ := h.room(r.c.cfg.MaxHeld); !room {
 				return nil
 			}
 			h.io.Lock()
-			entries, trimmed, next, err := h.p.lessor.TakeOver(ctx, h.lease(), l.key, h.lanes[i].cursor)
+			entries, trimmed, next, err := h.p.lessor.TakeOver(ctx, h.lease(), l.key, at.cursor)
 			if err == nil {
-				h.lanes[i].cursor = next
+				at.cursor = next
 			}
 			h.io.Unlock()
 			switch {
@@ -231,7 +228,7 @@ func (r *reader) takeOver(ctx context.Context, h *holding) error {
 
 // adopt brings stranded entries in hand, and returns those whose turn has come.
 func (r *reader) adopt(ctx context.Context, h *holding, l *lane, entries []pel.Stranded) (ready []*delivery) {
-	c, now := r.c, time.Now()
+	c, now, at := r.c, time.Now(), h.lane(l)
 	b := &batch{deliveries: make([]delivery, len(entries))}
 	for i, e := range entries {
 		d := &b.deliveries[i]
@@ -240,7 +237,12 @@ func (r *reader) adopt(ctx context.Context, h *holding, l *lane, entries []pel.S
 			d.carried.First = now
 		}
 		if d.carried.Deliveries == 0 {
-			d.carried.Deliveries, d.counted = 1, true
+			d.carried.Deliveries = 1
+			d.counted = true
+		}
+		d.counted = d.counted || at.stranded // by this consumer, which began none of them
+		if e.Entry.ID.Compare(at.last) > 0 {
+			at.last = e.Entry.ID
 		}
 		d.noted = e.Note.State != ""
 	}

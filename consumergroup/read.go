@@ -30,25 +30,33 @@ type reader struct {
 	lanes []*lane
 	block int64 // ms
 
-	size   int // entries that a read asks for, in all
+	most   int // entries that a read asks for at the most
+	size   int // that it asks for now, in all
 	active int // lanes that had entries in the last read
+
+	dry bool // of an ordered group: the last read found nothing
 }
 
 // readers returns what reads the consumer's lanes: one read serves all of them on a
 // standalone server, and one each slot on a Cluster.
 func (c *Consumer) readers() []*reader {
 	block := redisx.BlockFor(c.rdb).Milliseconds()
-	one := &reader{c: c, block: block, size: min(c.cfg.Concurrency, maxRead), active: 1}
+	one := reader{c: c, block: block, most: maxRead, size: min(c.cfg.Concurrency, maxRead), active: 1}
+	if c.cfg.Ordered {
+		one.most = maxReadOrdered
+	}
 	var all []*reader
 	for _, p := range c.partitions {
 		if redisx.IsCluster(c.rdb) {
-			all = append(all, &reader{c: c, block: block, size: one.size, active: 1, lanes: p.lanes[:]})
+			each := one
+			each.lanes = p.lanes[:]
+			all = append(all, &each)
 			continue
 		}
 		one.lanes = append(one.lanes, p.lanes[:]...)
 	}
 	if all == nil {
-		all = append(all, one)
+		all = append(all, &one)
 	}
 	return all
 }
@@ -142,7 +150,7 @@ func (r *reader) adapt(n int, waited time.Duration, lanes int) {
 	case waited > 50*time.Millisecond:
 		r.size = max(r.size/2, min(r.c.cfg.Concurrency, maxRead))
 	case n >= r.size && waited < 10*time.Millisecond:
-		r.size = min(2*r.size, maxRead)
+		r.size = min(2*r.size, r.most)
 	}
 }
 

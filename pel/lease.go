@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -20,8 +21,8 @@ var (
 	leaseText string
 	//go:embed lua/takeover.lua
 	takeoverText string
-	//go:embed lua/take.lua
-	takeText string
+	//go:embed lua/ackheld.lua
+	ackHeldText string
 	//go:embed lua/count.lua
 	countText string
 	//go:embed lua/hold.lua
@@ -31,7 +32,7 @@ var (
 
 	leaseScript    = newLeaseScript(leaseText)
 	takeoverScript = newLeaseScript(takeoverText)
-	takeScript     = newLeaseScript(takeText)
+	ackHeldScript  = newLeaseScript(ackHeldText)
 	countScript    = newLeaseScript(countText)
 	holdScript     = newLeaseScript(holdText)
 	giveUpScript   = newLeaseScript(giveUpText)
@@ -64,15 +65,9 @@ func NewLessor(rdb redis.UniversalClient, keys Keys, consumer string, ttl time.D
 type Grant struct {
 	// Generation is greater than that of every lease of the partition before.
 	Generation int64
-	// Main and Retry are how far the group was handed the topic's stream and the retry stream.
-	Main, Retry Handed
-}
-
-// Handed is how far a group was handed a stream: up to the entry ID, the Count-th that the
-// stream was ever given (-1: not known).
-type Handed struct {
-	ID    stream.ID
-	Count int64
+	// Main and Retry are up to where the group was handed the topic's stream and the retry
+	// stream.
+	Main, Retry stream.ID
 }
 
 // Acquire renews the consumer's lease of that generation, or acquires the partition anew
@@ -80,9 +75,9 @@ type Handed struct {
 func (l *Lessor) Acquire(ctx context.Context, generation int64) (Grant, error) {
 	reply, err := leaseScript.Run(ctx, l.rdb, []string{l.keys.Hash, l.keys.Stream, l.keys.Retry},
 		l.keys.Group, l.consumer, generation, l.ttl.Milliseconds()).Slice()
-	if err == nil && len(reply) == 4 {
-		err = fmt.Errorf("%w: %v, for %v ms yet", ErrLeaseLost, reply[3], reply[2])
-	} else if err == nil && len(reply) != 6 {
+	if err == nil && len(reply) == 3 {
+		err = fmt.Errorf("%w: %v, for %v ms yet", ErrLeaseLost, reply[1], reply[2])
+	} else if err == nil && len(reply) != 4 {
 		err = redisx.ErrReply
 	}
 	if err != nil {
@@ -90,10 +85,9 @@ func (l *Lessor) Acquire(ctx context.Context, generation int64) (Grant, error) {
 	}
 	g := Grant{}
 	g.Generation, _ = reply[1].(int64)
-	for i, h := range []*Handed{&g.Main, &g.Retry} {
-		id, _ := reply[2+2*i].(string)
-		h.Count, _ = reply[3+2*i].(int64)
-		if h.ID, err = stream.ParseID(id); err != nil {
+	for i, id := range []*stream.ID{&g.Main, &g.Retry} {
+		text, _ := reply[2+i].(string)
+		if *id, err = stream.ParseID(text); err != nil {
 			return Grant{}, l.fail("lease", l.keys.Stream, err)
 		}
 	}
@@ -181,54 +175,117 @@ func (l *Lessor) decodeTakeOver(r *redisx.Reply, streamKey string) (entries []St
 	return entries, trimmed, next, err
 }
 
-// TakeCmd returns a command, for a pipeline, that takes delivery of entries which were read
-// from streamKey without the group, in order, and acks those that were handled. from is
-// where they were read from: what Grant said of that stream, or the last entry taken and what
-// Took said. Took reads the reply. LoadTake comes first.
-func (l *Lessor) TakeCmd(ctx context.Context, generation int64, streamKey string, from Handed, acks, ids []stream.ID) (redis.Cmder, *redis.Cmd) {
-	return takeScript.NewCmd(ctx, []string{streamKey, l.keys.Hash}, l.takeArgs(generation, streamKey, from, acks, ids)...)
+// Leased is a partition and the generation of the consumer's lease of it.
+type Leased struct {
+	Keys       Keys
+	Generation int64
 }
 
-func (l *Lessor) takeArgs(generation int64, streamKey string, from Handed, acks, ids []stream.ID) []any {
-	args := make([]any, 0, 8+len(acks)+len(ids))
-	args = append(args, l.keys.Group, l.consumer, generation, l.ttl.Milliseconds(), flag(streamKey == l.keys.Retry), from.Count, from.ID.String(), len(acks))
-	return appendIDs(appendIDs(args, acks), ids)
-}
-
-// Took returns how many entries the group was handed by now, from the reply to a TakeCmd.
-// ErrLeaseLost also says that the group stands before where they were read from: it was made
-// anew, or sought back.
-func (l *Lessor) Took(reply *redis.Cmd) (handed int64, err error) {
-	handed, err = reply.Int64()
-	if err == nil && handed < -1 {
-		err = ErrLeaseLost
+// ReadLeased takes delivery of what is new in leased partitions, in the topic's streams and
+// in the retry streams, at most count of each, for the consumer that leases them. lost are
+// the places of those that it does not lease any more; they are not read. The reply is that
+// of an XREADGROUP. Where there is nothing new the error is the nil reply.
+//
+// A consumer that was paused must not take what belongs to the next owner, so this is a
+// transaction: it looks at the leases, and the read is carried out only if no lease was
+// touched since the look. A script could do the same, but reading in one halves the rate.
+// On a Cluster all partitions of a call share a slot. It does not block. After an ambiguous
+// error entries may have been taken: TakeOver from behind the last known one returns them.
+func ReadLeased(ctx context.Context, rdb redis.UniversalClient, consumer string, count int, leased []Leased) (reply redisx.Reply, lost []int, err error) {
+	hashes := make([]string, len(leased))
+	for i, l := range leased {
+		hashes[i] = l.Keys.Hash
 	}
-	if err != nil {
-		return 0, l.fail("take", l.keys.Stream, err)
+	for attempt := 0; ; attempt++ { // a renewal or a checkpoint touches the hash too
+		err = rdb.Watch(ctx, func(tx *redis.Tx) error {
+			var held []Leased
+			held, lost, err = lookAtLeases(ctx, tx, consumer, leased)
+			if err != nil {
+				return err
+			}
+			if len(held) == 0 {
+				return redis.Nil
+			}
+			pipe := tx.TxPipeline()
+			read := readLeasedCmd(ctx, consumer, count, held)
+			_ = pipe.Process(ctx, read) // only queues
+			if _, err := pipe.Exec(ctx); err != nil {
+				return err
+			}
+			reply, err = read.Reply(ctx, rdb)
+			return err
+		}, hashes...)
+		if !errors.Is(err, redis.TxFailedErr) || attempt == maxTouched {
+			break
+		}
 	}
-	return handed, nil
+	if errors.Is(err, redis.TxFailedErr) {
+		err = redis.Nil // the next call may have better luck
+	}
+	if err != nil && !redisx.IsNil(err) {
+		err = fmt.Errorf("pel: read leased partitions of group %s: %w", leased[0].Keys.Group, err)
+	}
+	return reply, lost, err
 }
 
-// LoadTake makes the script of TakeCmd known to the server, which forgets it when it starts.
-func (l *Lessor) LoadTake(ctx context.Context) error {
-	return takeScript.Load(ctx, l.rdb, l.keys.Stream)
+const maxTouched = 5
+
+// lookAtLeases returns the leases that last, and the places of the others.
+func lookAtLeases(ctx context.Context, tx *redis.Tx, consumer string, leased []Leased) (held []Leased, lost []int, err error) {
+	pipe := tx.Pipeline()
+	looks := make([]*redis.Cmd, len(leased))
+	for i, l := range leased {
+		var cmd redis.Cmder
+		cmd, looks[i] = redisx.NewCmd(ctx, "hmget", l.Keys.Hash, "lease-owner", "lease-generation")
+		_ = pipe.Process(ctx, cmd) // only queues
+	}
+	if _, err := pipe.Exec(ctx); err != nil {
+		return nil, nil, err
+	}
+	for i, look := range looks {
+		values, err := look.StringSlice()
+		if err != nil && !errors.Is(err, redis.Nil) {
+			values = nil // a field is missing
+		}
+		if len(values) == 2 && values[0] == consumer && values[1] == strconv.FormatInt(leased[i].Generation, 10) {
+			held = append(held, leased[i])
+		} else {
+			lost = append(lost, i)
+		}
+	}
+	return held, lost, nil
 }
 
-// Ack acks entries of streamKey that were handled, without more.
+func readLeasedCmd(ctx context.Context, consumer string, count int, held []Leased) redisx.RawCmd {
+	args := make([]any, 0, 7+4*len(held))
+	args = append(args, "xreadgroup", "group", held[0].Keys.Group, consumer, "count", count, "streams")
+	for _, l := range held {
+		args = append(args, l.Keys.Stream, l.Keys.Retry)
+	}
+	for range held {
+		args = append(args, ">", ">")
+	}
+	return redisx.NewRaw(ctx, args...)
+}
+
+// Ack acks entries of streamKey that were handled, and of which nothing was noted.
 func (l *Lessor) Ack(ctx context.Context, generation int64, streamKey string, ids []stream.ID) error {
 	for len(ids) > 0 {
-		n := min(len(ids), MaxAcks)
-		_, err := l.Took(takeScript.Run(ctx, l.rdb, []string{streamKey, l.keys.Hash}, l.takeArgs(generation, streamKey, Handed{Count: -1}, ids[:n], nil)...))
+		n := min(len(ids), maxAcks)
+		args := appendIDs([]any{l.keys.Group, l.consumer, generation, l.ttl.Milliseconds(), flag(streamKey == l.keys.Retry)}, ids[:n])
+		held, err := ackHeldScript.Run(ctx, l.rdb, []string{streamKey, l.keys.Hash}, args...).Int()
+		if err == nil && held != 1 {
+			err = ErrLeaseLost
+		}
 		if err != nil {
-			return err
+			return l.fail("ack", streamKey, err)
 		}
 		ids = ids[n:]
 	}
 	return nil
 }
 
-// MaxAcks is the most acks that one TakeCmd takes.
-const MaxAcks = 1000
+const maxAcks = 1000 // of one call
 
 // Count sets how often entries count as delivered: one more before a handler runs anew, 0
 // when they are given up before one ran.

@@ -1,6 +1,8 @@
 package pel_test
 
 import (
+	"context"
+	"errors"
 	"testing"
 	"time"
 
@@ -9,6 +11,7 @@ import (
 
 	"github.com/streamkeel/streamkeel/dlq"
 	"github.com/streamkeel/streamkeel/internal/redisx"
+	"github.com/streamkeel/streamkeel/internal/testenv"
 	"github.com/streamkeel/streamkeel/pel"
 	"github.com/streamkeel/streamkeel/stream"
 )
@@ -28,18 +31,19 @@ func (f *fixture) lessor(consumer string, ttl time.Duration) *pel.Lessor {
 	return pel.NewLessor(f.rdb, f.keys, consumer, ttl)
 }
 
-// take takes delivery as the owner does, and returns what Redis says was handed.
-func (f *fixture) take(l *pel.Lessor, generation, handed int64, acks, ids []stream.ID) (int64, error) {
+// take takes delivery of everything as the owner does, and returns the IDs.
+func (f *fixture) take(consumer string, generation int64) (ids []stream.ID, lost bool) {
 	f.t.Helper()
-	return f.takeFrom(l, generation, pel.Handed{Count: handed}, acks, ids)
-}
-
-func (f *fixture) takeFrom(l *pel.Lessor, generation int64, from pel.Handed, acks, ids []stream.ID) (int64, error) {
-	f.t.Helper()
-	require.NoError(f.t, l.LoadTake(f.t.Context()))
-	cmd, reply := l.TakeCmd(f.t.Context(), generation, f.keys.Stream, from, acks, ids)
-	_ = f.rdb.Process(f.t.Context(), cmd)
-	return l.Took(reply)
+	reply, places, err := pel.ReadLeased(f.t.Context(), f.rdb, consumer, 1000, []pel.Leased{{Keys: f.keys, Generation: generation}})
+	if errors.Is(err, redis.Nil) {
+		return nil, len(places) > 0
+	}
+	require.NoError(f.t, err)
+	require.NoError(f.t, stream.DecodeEntries(&reply, func(en stream.Entry, _ bool) error {
+		ids = append(ids, en.ID)
+		return nil
+	}))
+	return ids, len(places) > 0
 }
 
 func (f *fixture) group() redis.XInfoGroup {
@@ -69,35 +73,33 @@ func TestOnlyTheOwnerOfTheLeaseActs(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	ctx := t.Context()
-	first, second := f.say("k"), f.say("k")
+	first := f.say("k")
 	a, b := f.lessor("a", time.Minute), f.lessor("b", time.Minute)
 	held, err := a.Acquire(ctx, 0)
 	require.NoError(t, err)
 	require.WithinDuration(t, time.Now(), time.UnixMilli(held.Generation), time.Minute, "a generation is the server's time at least")
-	require.Equal(t, pel.Handed{}, held.Main)
+	require.Zero(t, held.Main)
 	_, err = b.Acquire(ctx, 0)
 	require.ErrorIs(t, err, pel.ErrLeaseLost)
 	renewed, err := a.Acquire(ctx, held.Generation)
 	require.NoError(t, err)
 	require.Equal(t, held.Generation, renewed.Generation, "renewing changes no generation")
 
-	handed, err := f.take(a, held.Generation, 0, nil, []stream.ID{first})
-	require.NoError(t, err)
-	require.EqualValues(t, 1, handed)
-	g := f.group()
-	require.EqualValues(t, 1, g.Lag)
-	require.EqualValues(t, 1, g.Pending)
-	require.Equal(t, first.String(), g.LastDeliveredID)
+	ids, lost := f.take("a", held.Generation)
+	require.False(t, lost)
+	require.Equal(t, []stream.ID{first}, ids)
+	second := f.say("k")
 
 	// Another consumer, and another generation, change nothing.
 	en := f.entry(first)
-	for name, l := range map[string]*pel.Lessor{"another consumer": b, "another generation": a} {
+	for name, l := range map[string]*pel.Lessor{"b": b, "a": a} {
 		generation := held.Generation
 		if l == a {
 			generation--
 		}
-		_, err = f.take(l, generation, 1, []stream.ID{first}, []stream.ID{second})
-		require.ErrorIs(t, err, pel.ErrLeaseLost, name)
+		ids, lost = f.take(name, generation)
+		require.True(t, lost, name)
+		require.Empty(t, ids, name)
 		require.ErrorIs(t, l.Count(ctx, generation, f.keys.Stream, 7, first), pel.ErrLeaseLost, name)
 		require.ErrorIs(t, l.Hold(ctx, generation, &en, pel.Note{State: pel.NoteWaiting}, 0), pel.ErrLeaseLost, name)
 		require.ErrorIs(t, l.AckHeld(ctx, generation, &en), pel.ErrLeaseLost, name)
@@ -112,25 +114,63 @@ func TestOnlyTheOwnerOfTheLeaseActs(t *testing.T) {
 	require.Zero(t, f.length(f.keys.Dead))
 	require.Zero(t, f.rdb.Exists(ctx, f.keys.Attempts).Val())
 
-	handed, err = f.take(a, held.Generation, 1, []stream.ID{first}, []stream.ID{second})
-	require.NoError(t, err)
-	require.EqualValues(t, 2, handed)
-	require.NoError(t, a.Ack(ctx, held.Generation, f.keys.Stream, []stream.ID{second}))
-	g = f.group()
+	ids, lost = f.take("a", held.Generation)
+	require.False(t, lost)
+	require.Equal(t, []stream.ID{second}, ids)
+	require.NoError(t, a.Ack(ctx, held.Generation, f.keys.Stream, []stream.ID{first, second}))
+	g := f.group()
 	require.Zero(t, g.Pending)
 	require.Zero(t, g.Lag)
-
-	require.NoError(t, f.rdb.XGroupSetID(ctx, f.keys.Stream, "billing", "0").Err())
-	_, err = f.takeFrom(a, held.Generation, pel.Handed{ID: second, Count: 2}, nil, []stream.ID{f.say("k")})
-	require.ErrorIs(t, err, pel.ErrLeaseLost, "a group that was sought back is read anew")
-	require.Equal(t, "0-0", f.group().LastDeliveredID)
-	require.NoError(t, f.rdb.XGroupSetID(ctx, f.keys.Stream, "billing", second.String()).Err())
 
 	require.NoError(t, a.GiveUp(ctx, held.Generation))
 	next, err := b.Acquire(ctx, 0)
 	require.NoError(t, err)
 	require.Greater(t, next.Generation, held.Generation)
-	require.Equal(t, second, next.Main.ID)
+	require.Equal(t, second, next.Main)
+}
+
+// meddler does something between the look at the leases and the read.
+type meddler struct{ do func() }
+
+func (m *meddler) DialHook(next redis.DialHook) redis.DialHook          { return next }
+func (m *meddler) ProcessHook(next redis.ProcessHook) redis.ProcessHook { return next }
+func (m *meddler) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		if cmds[0].Name() == "multi" && m.do != nil {
+			do := m.do
+			m.do = nil
+			do()
+		}
+		return next(ctx, cmds)
+	}
+}
+
+func TestOwnerThatIsPausedBetweenLookAndReadTakesNothing(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.say("k")
+	a, b := f.lessor("a", 30*time.Millisecond), f.lessor("b", time.Minute)
+	old, err := a.Acquire(t.Context(), 0)
+	require.NoError(t, err)
+	paused := testenv.Redis(t)
+	m := &meddler{do: func() {
+		require.Eventually(t, func() bool { _, err := b.Acquire(t.Context(), 0); return err == nil }, 30*time.Second, 5*time.Millisecond)
+	}}
+	paused.AddHook(m)
+	_, lost, err := pel.ReadLeased(t.Context(), paused, "a", 100, []pel.Leased{{Keys: f.keys, Generation: old.Generation}})
+	require.ErrorIs(t, err, redis.Nil)
+	require.Equal(t, []int{0}, lost)
+	require.Nil(t, m.do, "it was not paused")
+	require.Zero(t, f.pending(f.keys.Stream))
+
+	// What only touches the hash costs another look.
+	now, err := b.Acquire(t.Context(), 0)
+	require.NoError(t, err)
+	m.do = func() { require.NoError(t, pel.Checkpoint(t.Context(), f.rdb, f.keys)) }
+	_, lost, err = pel.ReadLeased(t.Context(), paused, "b", 100, []pel.Leased{{Keys: f.keys, Generation: now.Generation}})
+	require.NoError(t, err)
+	require.Empty(t, lost)
+	require.EqualValues(t, 1, f.pending(f.keys.Stream))
 }
 
 func TestLeaseThatRanOutIsTakenOverAndItsOwnerFenced(t *testing.T) {
@@ -140,8 +180,8 @@ func TestLeaseThatRanOutIsTakenOverAndItsOwnerFenced(t *testing.T) {
 	a, b := f.lessor("a", 50*time.Millisecond), f.lessor("b", time.Minute)
 	old, err := a.Acquire(t.Context(), 0)
 	require.NoError(t, err)
-	_, err = f.take(a, old.Generation, 0, nil, []stream.ID{id})
-	require.NoError(t, err)
+	ids, _ := f.take("a", old.Generation)
+	require.Equal(t, []stream.ID{id}, ids)
 	var won pel.Grant
 	require.Eventually(t, func() bool { won, err = b.Acquire(t.Context(), 0); return err == nil }, 30*time.Second, 5*time.Millisecond)
 	require.Greater(t, won.Generation, old.Generation)
@@ -151,8 +191,7 @@ func TestLeaseThatRanOutIsTakenOverAndItsOwnerFenced(t *testing.T) {
 	require.EqualValues(t, 1, f.pending(f.keys.Stream))
 
 	// A consumer that lost its memory of the lease, by a failover, does not get its old generation.
-	b2 := f.lessor("b", time.Minute)
-	again, err := b2.Acquire(t.Context(), won.Generation-1)
+	again, err := b.Acquire(t.Context(), won.Generation-1)
 	require.NoError(t, err)
 	require.Greater(t, again.Generation, won.Generation)
 }
@@ -165,8 +204,7 @@ func TestTakeOverBringsWhatWasPendingWithItsCountsAndNotes(t *testing.T) {
 	a, b := f.lessor("a", time.Minute), f.lessor("b", time.Minute)
 	g, err := a.Acquire(ctx, 0)
 	require.NoError(t, err)
-	_, err = f.take(a, g.Generation, 0, nil, ids)
-	require.NoError(t, err)
+	f.take("a", g.Generation)
 	held, parked := f.entry(ids[1]), f.entry(ids[3])
 	firstSeen := time.UnixMilli(time.Now().Add(-time.Hour).UnixMilli()).UTC()
 	require.NoError(t, a.Hold(ctx, g.Generation, &held, pel.Note{State: pel.NoteWaiting, Attempts: 3, First: firstSeen, Error: "no  money, no\nhoney"}, time.Hour))
@@ -228,8 +266,7 @@ func TestTakeOverOfALongListComesInPages(t *testing.T) {
 	for i := range ids {
 		ids[i] = f.say("k")
 	}
-	_, err = f.take(a, g.Generation, 0, nil, ids)
-	require.NoError(t, err)
+	f.take("a", g.Generation)
 	require.NoError(t, a.GiveUp(t.Context(), g.Generation))
 	g, err = b.Acquire(t.Context(), 0)
 	require.NoError(t, err)
@@ -251,12 +288,12 @@ func TestDaemonTouchesOnlyWhatWasTrimmedOfAnOrderedGroupThatNobodyLeases(t *test
 	t.Parallel()
 	f := newFixture(t)
 	ctx := t.Context()
-	gone, there := f.say("k"), f.say("k")
+	gone := f.say("k")
+	f.say("k")
 	a := f.lessor("a", 700*time.Millisecond)
 	g, err := a.Acquire(ctx, 0)
 	require.NoError(t, err)
-	_, err = f.take(a, g.Generation, 0, nil, []stream.ID{gone, there})
-	require.NoError(t, err)
+	f.take("a", g.Generation)
 	require.NoError(t, f.rdb.XDel(ctx, f.keys.Stream, gone.String()).Err())
 	reclaimer, err := pel.NewReclaimer(f.rdb, pel.Limits{MinIdle: pel.MinMinIdle}, f.reached(pel.MinMinIdle))
 	require.NoError(t, err)

@@ -28,25 +28,3 @@ local function info(flat)
   return byname
 end
 
--- less compares stream IDs.
-local function less(a, b)
-  local am, as = string.match(a, '^(%d+)-(%d+)$')
-  local bm, bs = string.match(b, '^(%d+)-(%d+)$')
-  if am ~= bm then
-    return tonumber(am) < tonumber(bm)
-  end
-  return tonumber(as) < tonumber(bs)
-end
-
--- standing returns the ID up to which a group was handed a stream, and how many entries that
--- is (-1: not known); nothing where the group is missing.
-local function standing(stream, group)
-  local groups = redis.pcall('XINFO', 'GROUPS', stream)
-  for _, g in ipairs(groups.err and {} or groups) do
-    local one = info(g)
-    if one.name == group then
-      return one['last-delivered-id'], tonumber(one['entries-read']) or -1
-    end
-  end
-end
-

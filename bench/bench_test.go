@@ -16,6 +16,7 @@ import (
 func TestEveryWorkloadGivesAFigureForEachSystem(t *testing.T) {
 	server := testenv.PrivateRedis(t, servers.RedisConfig{Quiet: true})
 	t.Setenv(redisVar, server.URL())
+	t.Setenv(postgresVar, testenv.PrivatePostgres(t, servers.PostgresConfig{}).URL())
 	for _, w := range workloads() {
 		t.Run(w.name, func(t *testing.T) {
 			var out bytes.Buffer

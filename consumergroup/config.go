@@ -8,6 +8,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/streamkeel/streamkeel/dlq"
 	"github.com/streamkeel/streamkeel/pel"
 	"github.com/streamkeel/streamkeel/retention"
 	"github.com/streamkeel/streamkeel/stream"
@@ -62,6 +63,8 @@ type Config struct {
 	// Retention is by what the topics are trimmed. Default: what every group has finished,
 	// at least an hour old.
 	Retention retention.Policy
+	// Letters bounds the group's dead letters. Default: all are kept.
+	Letters dlq.Retention
 	// DisableUpkeep leaves due retries, silent consumers, and trimming to other consumers of
 	// the group or to the reclaimer daemon. One of them must do it.
 	DisableUpkeep bool
@@ -204,7 +207,7 @@ func (c Config) validate(rdb redis.UniversalClient) error {
 	if c.Unhandled < UnhandledAck || c.Unhandled > UnhandledDeadLetter {
 		fault("Unhandled %d is unknown", c.Unhandled)
 	}
-	for _, err := range []error{c.Limits.Validate(), c.Retry.validate(), c.Retention.Validate()} {
+	for _, err := range []error{c.Limits.Validate(), c.Retry.validate(), c.Retention.Validate(), c.Letters.Validate()} {
 		if err != nil {
 			faults = append(faults, err)
 		}

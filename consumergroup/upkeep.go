@@ -30,6 +30,8 @@ type UpkeepConfig struct {
 	// Retention is by what topics are trimmed. Default: what every group has finished, at
 	// least an hour old.
 	Retention retention.Policy
+	// Letters bounds the dead letters of each group. Default: all are kept.
+	Letters dlq.Retention
 	// Logger gets what a person should know. Default slog.Default().
 	Logger *slog.Logger
 	// Observer is told what was reclaimed. Default: nobody.
@@ -70,8 +72,10 @@ func NewUpkeep(rdb redis.UniversalClient, cfg UpkeepConfig) (*Upkeep, error) {
 	if rdb == nil || cfg.Targets == nil {
 		faults = append(faults, errors.New("consumergroup: NewUpkeep needs a Redis client and Targets"))
 	}
-	if err := cfg.Retention.Validate(); err != nil {
-		faults = append(faults, err)
+	for _, err := range []error{cfg.Retention.Validate(), cfg.Letters.Validate()} {
+		if err != nil {
+			faults = append(faults, err)
+		}
 	}
 	if err := errors.Join(faults...); err != nil {
 		return nil, err
@@ -92,7 +96,7 @@ func (c *Consumer) upkeep() *Upkeep {
 	}
 	return newUpkeep(c.rdb, UpkeepConfig{
 		Targets:   func(context.Context) ([]Target, error) { return targets, nil },
-		Retention: c.cfg.Retention, Observer: c.cfg.Observer,
+		Retention: c.cfg.Retention, Letters: c.cfg.Letters, Observer: c.cfg.Observer,
 	}, c.log)
 }
 
@@ -112,6 +116,9 @@ func (u *Upkeep) Run(ctx context.Context) {
 	loop(reachEvery, u.look)
 	loop(sweepEvery, u.sweep)
 	loop(trimEvery, u.trim)
+	if u.cfg.Letters.MaxLen > 0 || u.cfg.Letters.MaxAge > 0 {
+		loop(trimEvery, u.trimLetters)
+	}
 	loops.Wait()
 }
 
@@ -273,5 +280,31 @@ func (u *Upkeep) trimmed(ctx context.Context, topic stream.Topic, r retention.Re
 	}
 	if u.cfg.OnTrim != nil {
 		u.cfg.OnTrim(ctx, topic, r)
+	}
+}
+
+// trimLetters keeps the dead letters of each group within their bounds.
+func (u *Upkeep) trimLetters(ctx context.Context) {
+	u.mu.Lock()
+	targets := u.targets
+	u.mu.Unlock()
+	for _, t := range targets {
+		if t.Group.Kind == stream.GroupProjection {
+			continue // it has none
+		}
+		var report dlq.Report
+		queue, err := dlq.Open(u.rdb, t.Topic, t.Group.Name)
+		if err == nil {
+			report, err = queue.Trim(ctx, u.cfg.Letters)
+		}
+		if err != nil {
+			u.failed(ctx, "dead letters not trimmed", t.Topic.Name, err)
+		}
+		for reason, n := range report.Discarded {
+			u.log.Warn(ctx, "dead letters were discarded", t.Topic.Name, "group", t.Group.Name, "reason", string(reason), "letters", n)
+		}
+		if report.Over > 0 {
+			u.log.Warn(ctx, "there are more dead letters than MaxLen", t.Topic.Name, "group", t.Group.Name, "over", report.Over)
+		}
 	}
 }

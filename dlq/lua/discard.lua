@@ -9,7 +9,7 @@ local letters, hash = KEYS[1], KEYS[2]
 local most, age = tonumber(ARGV[1]), tonumber(ARGV[2])
 local oldest = age >= 0 and now() - age or -1
 
-redis.call('HGET', hash, 'discarded') -- fails before anything is deleted where it is no hash
+local before = redis.call('HGET', hash, 'discarded') -- fails before anything is deleted where it is no hash
 local deleted = {}
 for i = 3, #ARGV do
   local id = ARGV[i]
@@ -20,6 +20,6 @@ for i = 3, #ARGV do
   end
 end
 if #deleted > 0 then
-  redis.call('HINCRBY', hash, 'discarded', #deleted)
+  redis.call('HSET', hash, 'discarded', ms((tonumber(before) or 0) + #deleted))
 end
 return deleted

@@ -31,5 +31,5 @@ func ExampleTrim() {
 	// A dry run says what would go, and why not more.
 	report, err := retention.Trim(ctx, rdb, key, []stream.Group{{Name: "billing", Kind: stream.GroupWork}}, retention.Policy{Keep: time.Minute, Exact: true}, true)
 	fmt.Println("below", report.Cut, "of", report.Left, "because of", report.Held, report.Group, err)
-	// Output: below 8-0 of 10 because of group billing <nil>
+	// Output: below 7-1 of 10 because of group billing <nil>
 }

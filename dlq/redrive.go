@@ -30,7 +30,7 @@ var ErrNoBody = errors.New("nothing is left of the event; purge the letter")
 // ErrNoBody for each of which nothing is left to handle. After any other error those that did
 // not go back are still letters, and calling again is right.
 func (q *Queue) Redrive(ctx context.Context, refs ...Ref) (int, error) {
-	run := redriveRun{q: q, began: time.Now()}
+	run := redriveRun{q: q}
 	err := run.named(ctx, refs)
 	return run.sum.Done, err
 }
@@ -192,7 +192,7 @@ func (q *Queue) RedriveAll(ctx context.Context, r Redrive) (Redriven, error) {
 	if r.MaxRedrives == 0 {
 		r.MaxRedrives = defaultMaxRedrives
 	}
-	run := redriveRun{q: q, how: r, began: time.Now()}
+	run := redriveRun{q: q, how: r}
 	if len(r.Letters) > 0 {
 		err := run.named(ctx, r.Letters)
 		return run.sum, err
@@ -210,16 +210,17 @@ func (q *Queue) RedriveAll(ctx context.Context, r Redrive) (Redriven, error) {
 			}
 		}
 	}
-	return run.sum, run.flush(ctx)
+	err := run.flush(ctx)
+	return run.sum, err
 }
 
 // redriveRun collects letters of one partition until they are worth a call.
 type redriveRun struct {
-	q     *Queue
-	how   Redrive
-	refs  []Ref
-	began time.Time
-	sum   Redriven
+	q    *Queue
+	how  Redrive
+	refs []Ref
+	next time.Time // when the next call may go out
+	sum  Redriven
 }
 
 func (r *redriveRun) take(ctx context.Context, l *Letter) error {
@@ -285,10 +286,10 @@ func (r *redriveRun) call(ctx context.Context) ([]string, error) {
 		r.sum.Done += len(refs)
 		return nil, nil
 	case r.how.PerSecond > 0:
-		due := r.began.Add(time.Duration(r.sum.Done) * time.Second / time.Duration(r.how.PerSecond))
-		if !redisx.Pause(ctx, time.Until(due)) {
+		if !redisx.Pause(ctx, time.Until(r.next)) {
 			return nil, ctx.Err()
 		}
+		r.next = time.Now().Add(time.Duration(len(refs)) * time.Second / time.Duration(r.how.PerSecond))
 	}
 	replies, err := r.q.giveBack(ctx, refs[0].Partition, r.how.KeepAttempts, edit{}, refs)
 	for _, reply := range replies {

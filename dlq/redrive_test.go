@@ -267,7 +267,7 @@ func TestRedriveIsPaced(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 60, sum.Done)
 	require.Equal(t, 3, steps, "20 a call")
-	require.GreaterOrEqual(t, time.Since(before), 200*time.Millisecond, "40 before the last call, at 200 a second")
+	require.GreaterOrEqual(t, time.Since(before), 200*time.Millisecond, "two pauses of 20 letters at 200 a second")
 	f.requireEachOnce(t, events)
 
 	f.fill(t, 3)

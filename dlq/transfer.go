@@ -138,16 +138,18 @@ func (q *Queue) Import(ctx context.Context, r io.Reader, how Import) (Imported, 
 	lines := bufio.NewReaderSize(r, 64<<10)
 	for number := 1; ; number++ {
 		line, err := readLine(lines)
-		if err != nil && err != io.EOF {
-			return run.sum, errors.Join(fmt.Errorf("dlq: import line %d: %w", number, err), run.flush(ctx))
+		end := err == io.EOF
+		if end {
+			err = nil
 		}
-		if len(bytes.TrimSpace(line)) > 0 {
-			if fault := run.take(ctx, line); fault != nil {
-				return run.sum, errors.Join(fmt.Errorf("dlq: import line %d: %w", number, fault), run.flush(ctx))
-			}
+		if err == nil && len(bytes.TrimSpace(line)) > 0 {
+			err = run.take(ctx, line)
 		}
-		if err == io.EOF {
-			err := run.flush(ctx)
+		if err != nil {
+			err = fmt.Errorf("dlq: import line %d: %w", number, err)
+		}
+		if err != nil || end {
+			err = errors.Join(err, run.flush(ctx))
 			return run.sum, err
 		}
 	}

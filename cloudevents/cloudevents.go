@@ -41,7 +41,7 @@ var attributes = []attribute{
 	plain("type", func(e *stream.Event) *string { return &e.Type }),
 	plain("subject", func(e *stream.Event) *string { return &e.Key }),
 	plain("datacontenttype", func(e *stream.Event) *string { return &e.ContentType }),
-	plain("dataschema", func(e *stream.Event) *string { return &e.Schema }),
+	{"dataschema", schemaURI, setSchemaURI},
 	plain("correlationid", func(e *stream.Event) *string { return &e.CorrelationID }),
 	plain("causationid", func(e *stream.Event) *string { return &e.CausationID }),
 	plain("traceparent", func(e *stream.Event) *string { return &e.TraceParent }),
@@ -68,6 +68,25 @@ func plain(name string, field func(*stream.Event) *string) attribute {
 		func(e *stream.Event) string { return *field(e) },
 		func(e *stream.Event, text string) error { *field(e) = text; return nil },
 	}
+}
+
+// schemaScheme makes an absolute URI, as CloudEvents wants, of a schema such as order.placed/v2.
+const schemaScheme = "streamkeel:"
+
+func schemaURI(e *stream.Event) string {
+	u, err := url.Parse(e.Schema)
+	if e.Schema == "" || err == nil && u.IsAbs() && u.Scheme+":" != schemaScheme {
+		return e.Schema
+	}
+	return schemaScheme + (&url.URL{Path: e.Schema}).EscapedPath()
+}
+
+func setSchemaURI(e *stream.Event, text string) (err error) {
+	path, ours := strings.CutPrefix(text, schemaScheme)
+	if e.Schema = text; ours {
+		e.Schema, err = url.PathUnescape(path)
+	}
+	return err
 }
 
 func moment(name string, field func(*stream.Event) *time.Time) attribute {
@@ -272,7 +291,8 @@ func WriteHTTP(e stream.Event) (http.Header, []byte, error) {
 	return h, e.Data, nil
 }
 
-// ReadHTTP reads an event in binary mode; the body is read up to stream.MaxData bytes.
+// ReadHTTP reads an event in binary mode; the body is read up to stream.MaxData bytes. A header whose
+// percent-encoding is none is taken as it stands.
 func ReadHTTP(h http.Header, body io.Reader) (stream.Event, error) {
 	data, err := io.ReadAll(io.LimitReader(body, stream.MaxData+1))
 	if err != nil {
@@ -292,7 +312,7 @@ func ReadHTTP(h http.Header, body io.Reader) (stream.Event, error) {
 		}
 		text, err := url.PathUnescape(values[0])
 		if err != nil {
-			return stream.Event{}, fmt.Errorf("%w: header %s: %w", ErrInvalid, header, err)
+			text = values[0] // as the official SDK for Go writes it, which escapes nothing
 		}
 		if err := set(&e, strings.ToLower(name), text); err != nil {
 			return stream.Event{}, err

@@ -1,0 +1,2 @@
+// Package tests holds tests that need several packages, other modules, or faults of servers.
+package tests

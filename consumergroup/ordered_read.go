@@ -3,6 +3,7 @@ package consumergroup
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/streamkeel/streamkeel/internal/redisx"
@@ -40,17 +41,23 @@ func (r *reader) roundOrdered(ctx context.Context) error {
 			return err
 		}
 	}
-	ready, n, lanes, err := r.take(ctx, holdings)
-	if n > 0 {
-		r.adapt(n, waited, lanes)
-	}
-	r.dry = n == 0
-	for _, d := range ready {
-		if !r.c.push(ctx, d) {
-			break // it stays in hand, and is given up
+	count, all, active := max(1, r.size/r.active), 0, 0
+	for some := range slices.Chunk(holdings, pel.MaxLeased) {
+		ready, n, lanes, err := r.take(ctx, some, count)
+		for _, d := range ready {
+			if !r.c.push(ctx, d) {
+				return nil // it stays in hand, and is given up
+			}
 		}
+		if err != nil {
+			return err
+		}
+		all, active = all+n, active+lanes
 	}
-	return err
+	if r.dry = all == 0; !r.dry {
+		r.adapt(all, waited, active)
+	}
+	return nil
 }
 
 // holdings returns the leased partitions that are to be read: those whose old entries were
@@ -104,7 +111,7 @@ func (r *reader) waitForNew(ctx context.Context, holdings []*holding) error {
 
 // take takes delivery of what is new in the holdings, and returns the deliveries whose turn
 // has come, how many there are in all, and of how many lanes.
-func (r *reader) take(ctx context.Context, holdings []*holding) (ready []*delivery, n, lanes int, err error) {
+func (r *reader) take(ctx context.Context, holdings []*holding, count int) (ready []*delivery, n, lanes int, err error) {
 	c := r.c
 	leased := make([]pel.Leased, len(holdings))
 	for i, h := range holdings {
@@ -112,7 +119,7 @@ func (r *reader) take(ctx context.Context, holdings []*holding) (ready []*delive
 		defer h.io.Unlock()
 		leased[i] = pel.Leased{Keys: h.p.keys, Generation: h.lease()}
 	}
-	reply, lost, err := pel.ReadLeased(ctx, c.rdb, c.name, max(1, r.size/r.active), leased)
+	reply, lost, err := pel.ReadLeased(ctx, c.rdb, c.name, count, leased)
 	for _, i := range lost {
 		c.lost(ctx, holdings[i], pel.ErrLeaseLost)
 	}

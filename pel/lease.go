@@ -46,8 +46,8 @@ var ErrLeaseLost = errors.New("partition is leased to another consumer")
 
 // Lessor leases one partition of an ordered group to one consumer, and does for it what only
 // the owner of the lease may do: each call checks in Redis, in the step in which it acts,
-// that the lease is the consumer's with the generation given, and makes it last anew. It is
-// safe for use by many goroutines.
+// that the lease is the consumer's with the generation given. Only Acquire makes it last
+// anew. It is safe for use by many goroutines.
 type Lessor struct {
 	rdb      redis.UniversalClient
 	keys     Keys
@@ -119,7 +119,7 @@ type Stranded struct {
 // entries become letters, and are returned.
 func (l *Lessor) TakeOver(ctx context.Context, generation int64, streamKey, cursor string) (entries []Stranded, trimmed []Reclaimed, next string, err error) {
 	reply, err := takeoverScript.Raw(ctx, l.rdb, []string{streamKey, l.keys.Hash, l.keys.Dead, l.keys.Attempts},
-		l.keys.Group, l.consumer, generation, l.ttl.Milliseconds(), flag(streamKey == l.keys.Retry), cursor, callEntries, callBytes)
+		l.keys.Group, l.consumer, generation, flag(streamKey == l.keys.Retry), cursor, callEntries, callBytes)
 	if err == nil {
 		defer reply.Free()
 		entries, trimmed, next, err = l.decodeTakeOver(&reply, streamKey)
@@ -189,14 +189,14 @@ type Leased struct {
 // A consumer that was paused must not take what belongs to the next owner, so this is a
 // transaction: it looks at the leases, and the read is carried out only if no lease was
 // touched since the look. A script could do the same, but reading in one halves the rate.
-// On a Cluster all partitions of a call share a slot. It does not block. After an ambiguous
+// On a Cluster all partitions of a call share a slot; elsewhere at most MaxLeased go into one. It does not block. After an ambiguous
 // error entries may have been taken: TakeOver from behind the last known one returns them.
 func ReadLeased(ctx context.Context, rdb redis.UniversalClient, consumer string, count int, leased []Leased) (reply redisx.Reply, lost []int, err error) {
 	hashes := make([]string, len(leased))
 	for i, l := range leased {
 		hashes[i] = l.Keys.Hash
 	}
-	for attempt := 0; ; attempt++ { // a renewal or a checkpoint touches the hash too
+	for { // a renewal or a checkpoint touches a hash too
 		err = rdb.Watch(ctx, func(tx *redis.Tx) error {
 			var held []Leased
 			held, lost, err = lookAtLeases(ctx, tx, consumer, leased)
@@ -215,12 +215,9 @@ func ReadLeased(ctx context.Context, rdb redis.UniversalClient, consumer string,
 			reply, err = read.Reply(ctx, rdb)
 			return err
 		}, hashes...)
-		if !errors.Is(err, redis.TxFailedErr) || attempt == maxTouched {
+		if !errors.Is(err, redis.TxFailedErr) || ctx.Err() != nil {
 			break
 		}
-	}
-	if errors.Is(err, redis.TxFailedErr) {
-		err = redis.Nil // the next call may have better luck
 	}
 	if err != nil && !redisx.IsNil(err) {
 		err = fmt.Errorf("pel: read leased partitions of group %s: %w", leased[0].Keys.Group, err)
@@ -228,7 +225,9 @@ func ReadLeased(ctx context.Context, rdb redis.UniversalClient, consumer string,
 	return reply, lost, err
 }
 
-const maxTouched = 5
+// MaxLeased is how many partitions one ReadLeased should read: each is touched once a second
+// or more, and then the transaction begins anew.
+const MaxLeased = 32
 
 // lookAtLeases returns the leases that last, and the places of the others.
 func lookAtLeases(ctx context.Context, tx *redis.Tx, consumer string, leased []Leased) (held []Leased, lost []int, err error) {
@@ -272,7 +271,7 @@ func readLeasedCmd(ctx context.Context, consumer string, count int, held []Lease
 func (l *Lessor) Ack(ctx context.Context, generation int64, streamKey string, ids []stream.ID) error {
 	for len(ids) > 0 {
 		n := min(len(ids), maxAcks)
-		args := appendIDs([]any{l.keys.Group, l.consumer, generation, l.ttl.Milliseconds(), flag(streamKey == l.keys.Retry)}, ids[:n])
+		args := appendIDs([]any{l.keys.Group, l.consumer, generation, flag(streamKey == l.keys.Retry)}, ids[:n])
 		held, err := ackHeldScript.Run(ctx, l.rdb, []string{streamKey, l.keys.Hash}, args...).Int()
 		if err == nil && held != 1 {
 			err = ErrLeaseLost
@@ -292,7 +291,7 @@ const maxAcks = 1000 // of one call
 func (l *Lessor) Count(ctx context.Context, generation int64, streamKey string, deliveries int, ids ...stream.ID) error {
 	for len(ids) > 0 {
 		n := min(len(ids), callEntries)
-		args := appendIDs([]any{l.keys.Group, l.consumer, generation, l.ttl.Milliseconds(), deliveries}, ids[:n])
+		args := appendIDs([]any{l.keys.Group, l.consumer, generation, deliveries}, ids[:n])
 		held, err := countScript.Run(ctx, l.rdb, []string{streamKey, l.keys.Hash}, args...).Int()
 		if err == nil && held != 1 {
 			err = ErrLeaseLost
@@ -327,7 +326,7 @@ func (l *Lessor) DeadLetter(ctx context.Context, generation int64, repeated bool
 
 func (l *Lessor) settle(ctx context.Context, generation int64, repeated bool, outcome string, en *stream.Entry, fields []any, state string, delay int64, tail string) (Status, error) {
 	args := append([]any{
-		l.keys.Group, l.consumer, generation, l.ttl.Milliseconds(), flag(en.Stream == l.keys.Retry), flag(repeated),
+		l.keys.Group, l.consumer, generation, flag(en.Stream == l.keys.Retry), flag(repeated),
 		outcome, en.ID.String(), state, delay, tail,
 	}, fields...)
 	reply, err := holdScript.Run(ctx, l.rdb, []string{en.Stream, l.keys.Hash, l.keys.Attempts, l.keys.Dead}, args...).Text()

@@ -3,15 +3,15 @@
 -- noted for the next owner.
 --
 -- KEYS  1 the stream  2 the group's hash  3 its attempts  4 its letters
--- ARGV  1 group  2 consumer  3 generation  4 ms that the lease lasts  5 '1' where KEYS[1] is
---       the retry stream  6 '1' where the caller repeats after a lost reply  7 outcome (ack,
---       hold, dead)  8 ID  9 state to note (hold)  10 delay in ms (hold)  11 what follows
---       them in the note (hold); then the fields of the letter (dead)
+-- ARGV  1 group  2 consumer  3 generation  4 '1' where KEYS[1] is the retry stream  5 '1'
+--       where the caller repeats after a lost reply  6 outcome (ack, hold, dead)  7 ID
+--       8 state to note (hold)  9 delay in ms (hold)  10 what follows them in the note (hold);
+--       then the fields of the letter (dead)
 -- Reply ok, done (settled before) or lost (the lease is)
 local stream, attempts, dead = KEYS[1], KEYS[3], KEYS[4]
-local group, consumer, own, repeated = ARGV[1], ARGV[2], ARGV[5] == '1', ARGV[6] == '1'
-local outcome, id = ARGV[7], ARGV[8]
-if not holds(KEYS[2], consumer, ARGV[3], ARGV[4]) then
+local group, consumer, own, repeated = ARGV[1], ARGV[2], ARGV[4] == '1', ARGV[5] == '1'
+local outcome, id = ARGV[6], ARGV[7]
+if not holds(KEYS[2], consumer, ARGV[3]) then
   return 'lost'
 end
 local time = now()
@@ -19,14 +19,14 @@ local pending = redis.pcall('XPENDING', stream, group, id, id, 1)
 pending = not pending.err and pending[1]
 if outcome == 'hold' then
   if pending then
-    redis.call('HSET', attempts, field(own, id), ARGV[9] .. ' ' .. ms(time + ARGV[10]) .. ' ' .. ARGV[11])
+    redis.call('HSET', attempts, field(own, id), ARGV[8] .. ' ' .. ms(time + ARGV[9]) .. ' ' .. ARGV[10])
   end
   return 'ok'
 end
 if outcome == 'dead' then
   local fields = {}
-  for i = 12, #ARGV do
-    fields[i - 11] = ARGV[i]
+  for i = 11, #ARGV do
+    fields[i - 10] = ARGV[i]
   end
   local event, book = split(fields)
   if not pending then

@@ -3,14 +3,11 @@
 -- (server ms) and lease-generation, which only grows. A consumer whose lease ran out still
 -- holds it while nobody else took it: the generation tells.
 
--- holds reports whether the consumer holds the lease, and makes it last anew if so.
-local function holds(hash, consumer, generation, ttl)
+-- holds reports whether the consumer holds the lease. It does not make it last anew: reading
+-- is guarded by a watch of this hash, which every write to it disturbs.
+local function holds(hash, consumer, generation)
   local lease = redis.call('HMGET', hash, 'lease-owner', 'lease-generation')
-  if lease[1] ~= consumer or lease[2] ~= generation then
-    return false
-  end
-  redis.call('HSET', hash, 'lease-until', ms(now() + tonumber(ttl)))
-  return true
+  return lease[1] == consumer and lease[2] == generation
 end
 
 -- field names an entry in the hash of attempts: by its ID, behind 'retry/' where it is

@@ -5,21 +5,21 @@
 -- the owner needs one.
 --
 -- KEYS  1 the stream  2 the group's hash  3 its letters  4 its attempts
--- ARGV  1 group  2 consumer  3 generation  4 ms that the lease lasts  5 '1' where KEYS[1] is
---       the retry stream  6 ID to start from  7 most entries  8 most bytes
+-- ARGV  1 group  2 consumer  3 generation  4 '1' where KEYS[1] is the retry stream  5 ID to
+--       start from  6 most entries  7 most bytes
 -- Reply 1 the ID to go on from, '' at the end, or '-' where the lease is lost
 --       2 for each trimmed entry: ID, consumer, deliveries
 --       3 for each entry: deliveries, ms until it is due, its record in the attempts or '',
 --       ID and fields
 local stream, hash, dead, attempts = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local group, consumer, own = ARGV[1], ARGV[2], ARGV[5] == '1'
-local limit, budget = tonumber(ARGV[7]), tonumber(ARGV[8])
-if not holds(hash, consumer, ARGV[3], ARGV[4]) then
+local group, consumer, own = ARGV[1], ARGV[2], ARGV[4] == '1'
+local limit, budget = tonumber(ARGV[6]), tonumber(ARGV[7])
+if not holds(hash, consumer, ARGV[3]) then
   return { '-', {}, {} }
 end
 local time = now()
 local trimmed, entries, bytes, nextid = {}, {}, 0, ''
-local page = redis.call('XPENDING', stream, group, ARGV[6], '+', limit)
+local page = redis.call('XPENDING', stream, group, ARGV[5], '+', limit)
 for _, p in ipairs(page) do
   local id, deliveries = p[1], p[4]
   if bytes >= budget then

@@ -47,6 +47,11 @@ type Config struct {
 	// Where an owner was paused for longer than MinIdle, a handler of its may still run
 	// while the next owner has begun: Metadata.Generation lets a database refuse it.
 	Ordered bool
+	// KeyOrder makes this process handle the events of one key one after the other, in the
+	// order in which it got them. It needs no leases and holds for nothing else: events that
+	// are retried come later, and other processes may have events of the same key. It has no
+	// effect on a group with Ordered, which keeps more.
+	KeyOrder bool
 	// OnPoison says what an ordered group does with an event that cannot be handled.
 	// Default: a letter, and its key goes on.
 	OnPoison OnPoison
@@ -123,6 +128,7 @@ func (c Config) withDefaults() Config {
 	if c.ShutdownTimeout == 0 {
 		c.ShutdownTimeout = 30 * time.Second
 	}
+	c.KeyOrder = c.KeyOrder && !c.Ordered
 	if c.MaxHeld == 0 {
 		c.MaxHeld = 10_000
 	}

@@ -49,6 +49,7 @@ type Consumer struct {
 	work     chan *delivery
 	hand     hand
 	unacked  atomic.Int64  // deliveries that were handled and wait for their ack
+	lines    *lines        // with KeyOrder
 	due      dueList       // of ordered groups
 	room     chan struct{} // a worker took a delivery
 	ackReady chan struct{} // a lane has its first ack
@@ -73,6 +74,9 @@ func New(rdb redis.UniversalClient, config Config) (*Consumer, error) {
 		rdb: rdb, cfg: cfg, handler: Recovery()(chain(cfg.Handler, cfg.Middleware)), name: cfg.Name + "-" + rand.Text()[:12], log: quiet.New(cfg.Logger.With("group", cfg.Group)),
 		lanes: map[string]*lane{}, work: make(chan *delivery, maxRead), room: make(chan struct{}, 1), ackReady: make(chan struct{}, 1), draining: make(chan struct{}),
 		hand: hand{batches: map[*batch]struct{}{}}, due: dueList{fresh: make(chan struct{}, 1)},
+	}
+	if cfg.KeyOrder {
+		c.lines = &lines{waits: map[string][]*delivery{}}
 	}
 	for _, t := range cfg.Topics {
 		for _, key := range t.StreamKeys() {
@@ -131,6 +135,7 @@ func (c *Consumer) run(ctx context.Context) error {
 	keepers.Go(func() { c.flushAcks(endCtx) })
 	beats.Go(func() { c.beat(beatCtx) })
 	keepers.Go(func() { c.redeclare(ctx) })
+	keepers.Go(func() { c.watchPause(ctx) })
 	if c.cfg.Ordered {
 		keepers.Go(func() { c.balance(ctx, endCtx) })
 		keepers.Go(func() { c.renewLeases(endCtx) })

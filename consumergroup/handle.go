@@ -28,13 +28,25 @@ func (c *Consumer) worker(workCtx, endCtx context.Context) {
 			case c.room <- struct{}{}:
 			default:
 			}
-			if d.held != nil {
+			switch {
+			case d.held != nil:
 				c.handleKey(workCtx, endCtx, d)
-			} else {
-				c.handle(workCtx, endCtx, d)
+			case c.lines != nil:
+				c.handleLine(workCtx, endCtx, d)
+			default:
+				c.handleFree(workCtx, endCtx, d)
 			}
 		}
 	}
+}
+
+// handleFree handles a delivery that waits for no other, unless the group is paused.
+func (c *Consumer) handleFree(workCtx, endCtx context.Context, d *delivery) {
+	if d.lane.p.paused.Load() {
+		c.release(endCtx, []*delivery{d})
+		return
+	}
+	c.handle(workCtx, endCtx, d)
 }
 
 // handle runs the handler for one delivery and settles it.

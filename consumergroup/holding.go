@@ -65,7 +65,7 @@ type queue struct {
 type turn int
 
 const (
-	idle    turn = iota // nothing: the lease is not sure, or the consumer drains
+	idle    turn = iota // nothing: the lease is not sure, the group is paused, or the consumer drains
 	active              // with a worker, or on its way to one
 	failing             // waits for its next attempt
 	parked              // waits for a person
@@ -100,8 +100,11 @@ func (h *holding) lease() int64 {
 	return h.generation
 }
 
-// live reports whether nobody else can have leased the partition meanwhile; h.mu is held.
-func (h *holding) live() bool { return h.phase == owned && time.Since(h.renewed) < h.ttl*9/10 }
+// live reports whether handlers may start: nobody else can have leased the partition
+// meanwhile, and the group is not paused. h.mu is held.
+func (h *holding) live() bool {
+	return h.phase == owned && time.Since(h.renewed) < h.ttl*9/10 && !h.p.paused.Load()
+}
 
 // owned reports whether the partition is to be read on.
 func (h *holding) owned() bool {
@@ -119,24 +122,27 @@ func (h *holding) room(maxHeld int) (ok, full bool) {
 	return !full && h.count-h.blocked < 2*maxRead, full
 }
 
-// renew notes that the lease lasts anew since a call that began then, and returns the
-// deliveries that could not start while it was not sure.
-func (h *holding) renew(generation int64, began time.Time) (ready []*delivery) {
+// renew notes that the lease lasts anew since a call that began then.
+func (h *holding) renew(generation int64, began time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.phase != owned {
+	h.generation, h.renewed = generation, began
+}
+
+// idleOnes returns the deliveries that could not start while the lease was not sure or the
+// group was paused.
+func (h *holding) idleOnes() (ds []*delivery) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.live() {
 		return nil
-	}
-	h.generation = generation
-	if began.After(h.renewed) {
-		h.renewed = began
 	}
 	for _, q := range h.queues {
 		if q.turn == idle {
-			ready = append(ready, q.waits[0])
+			ds = append(ds, q.waits[0])
 		}
 	}
-	return ready
+	return ds
 }
 
 // add puts deliveries behind those of their keys, in order, and returns those whose turn has come.
@@ -207,7 +213,7 @@ func (h *holding) end(d *delivery, draining bool) (next *delivery) {
 		delete(h.queues, q.key)
 		return nil
 	}
-	if draining || h.phase != owned {
+	if draining || !h.live() {
 		q.turn = idle
 		return nil
 	}

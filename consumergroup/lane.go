@@ -17,6 +17,8 @@ type partition struct {
 	settler *pel.Settler
 	lanes   [2]*lane
 
+	paused atomic.Bool // by pel.Pause
+
 	lessor  *pel.Lessor             // of ordered groups
 	holding atomic.Pointer[holding] // while this consumer leases it
 
@@ -41,6 +43,9 @@ func newPartition(topic stream.Topic, keys pel.Keys, settler *pel.Settler) *part
 	p.lanes = [2]*lane{{p: p, key: keys.Stream}, {p: p, key: keys.Retry, retry: true}}
 	return p
 }
+
+// readable reports whether the partition is to be read now.
+func (p *partition) readable() bool { return !p.paused.Load() && p.usable() }
 
 // usable reports whether the partition can be read, or whether it is time to look again.
 func (p *partition) usable() bool {

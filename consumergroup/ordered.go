@@ -75,7 +75,7 @@ func (c *Consumer) balanceOnce(ctx, endCtx context.Context, leaving *sync.WaitGr
 			counts[c.name]++
 		case h != nil: // being given up
 		case !tenures[i].Held() || owner == c.name:
-			if p.usable() {
+			if p.usable() { // though paused
 				free = append(free, p)
 			}
 		default:
@@ -152,9 +152,8 @@ func (c *Consumer) renew(ctx context.Context, h *holding) {
 	case rewound:
 		c.lost(ctx, h, fmt.Errorf("the group stands at %s, behind what it was handed", grant.Main))
 	case err == nil:
-		for _, d := range h.renew(grant.Generation, began) {
-			c.due.add(d, began)
-		}
+		h.renew(grant.Generation, began)
+		c.wakeIdle(h)
 	case errors.Is(err, pel.ErrLeaseLost):
 		c.lost(ctx, h, err)
 	case redisx.IsNoGroup(err):
@@ -162,6 +161,13 @@ func (c *Consumer) renew(ctx context.Context, h *holding) {
 		c.lost(ctx, h, err)
 	case ctx.Err() == nil:
 		c.log.Error(ctx, "lease not renewed", h.p.keys.Stream, err)
+	}
+}
+
+// wakeIdle gives deliveries that could not start their turn again, if they can now.
+func (c *Consumer) wakeIdle(h *holding) {
+	for _, d := range h.idleOnes() {
+		c.due.add(d, time.Now())
 	}
 }
 

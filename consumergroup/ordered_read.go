@@ -16,8 +16,6 @@ import (
 // something.
 
 const (
-	// orderedBlock is how long that waits: a partition that was leased meanwhile is not in it.
-	orderedBlock = 500
 	noLeasePause = 20 * time.Millisecond
 	// maxReadOrdered is the most entries that one read asks for: a transaction costs several
 	// round trips, so it takes more at a time.
@@ -65,7 +63,7 @@ func (r *reader) roundOrdered(ctx context.Context) error {
 func (r *reader) holdings(ctx context.Context) (holdings []*holding, err error) {
 	for _, p := range r.partitions() {
 		h := p.holding.Load()
-		if h == nil || !h.owned() || !p.usable() {
+		if h == nil || !h.owned() || !p.readable() {
 			continue
 		}
 		if err := r.takeOver(ctx, h); err != nil {
@@ -84,7 +82,7 @@ func (r *reader) holdings(ctx context.Context) (holdings []*holding, err error) 
 
 // waitForNew waits until one of the streams has an entry behind those that were read.
 func (r *reader) waitForNew(ctx context.Context, holdings []*holding) error {
-	args := []any{"xread", "count", 1, "block", min(r.block, orderedBlock), "streams"}
+	args := []any{"xread", "count", 1, "block", r.block, "streams"}
 	for _, h := range holdings {
 		args = append(args, h.p.keys.Stream, h.p.keys.Retry)
 	}

@@ -16,6 +16,10 @@ const (
 	// for a worker: one read ahead.
 	maxRead = 256
 
+	// maxReadBlock is how long a read blocks at the most: what was read in it is handled
+	// though the group was paused, or a partition leased, meanwhile.
+	maxReadBlock = 500 * time.Millisecond
+
 	minBackoff   = 50 * time.Millisecond
 	maxBackoff   = 2 * time.Second
 	brokenRetest = 5 * time.Second
@@ -40,7 +44,7 @@ type reader struct {
 // readers returns what reads the consumer's lanes: one read serves all of them on a
 // standalone server, and one each slot on a Cluster.
 func (c *Consumer) readers() []*reader {
-	block := redisx.BlockFor(c.rdb).Milliseconds()
+	block := min(redisx.BlockFor(c.rdb), maxReadBlock).Milliseconds()
 	one := reader{c: c, block: block, most: maxRead, size: min(c.cfg.Concurrency, maxRead), active: 1}
 	if c.cfg.Ordered {
 		one.most = maxReadOrdered
@@ -99,7 +103,7 @@ func (r *reader) round(ctx context.Context) (suspects []*delivery, err error) {
 	defer r.c.alone.RUnlock()
 	lanes := r.usable()
 	if len(lanes) == 0 {
-		redisx.Pause(ctx, brokenRetest/5)
+		redisx.Pause(ctx, maxReadBlock)
 		return nil, nil
 	}
 	waited := r.waitForRoom(ctx)
@@ -129,7 +133,7 @@ func (r *reader) round(ctx context.Context) (suspects []*delivery, err error) {
 func (r *reader) waitForRoom(ctx context.Context) time.Duration {
 	const lookAgain = 5 * time.Millisecond // another reader may have taken the signal
 	began := time.Now()
-	for len(r.c.work) >= max(1, r.size/2) && ctx.Err() == nil {
+	for (len(r.c.work) >= max(1, r.size/2) || r.c.lines != nil && r.c.hand.count.Load() >= 2*maxRead) && ctx.Err() == nil {
 		timer := time.NewTimer(lookAgain)
 		select {
 		case <-r.c.room:
@@ -154,7 +158,11 @@ func (r *reader) adapt(n int, waited time.Duration, lanes int) {
 	}
 }
 
+// push hands a delivery to the workers, or, with KeyOrder, to the line of its key.
 func (c *Consumer) push(ctx context.Context, d *delivery) bool {
+	if c.lines != nil && !c.lines.enter(d) {
+		return true
+	}
 	select {
 	case c.work <- d:
 		return true
@@ -233,7 +241,7 @@ func (c *Consumer) take(reply *redisx.Reply) (*batch, error) {
 func (r *reader) usable() []*lane {
 	lanes := make([]*lane, 0, len(r.lanes))
 	for _, l := range r.lanes {
-		if l.p.usable() {
+		if l.p.readable() {
 			lanes = append(lanes, l)
 		}
 	}
@@ -283,7 +291,7 @@ func (r *reader) handleAlone(ctx, workCtx, endCtx context.Context, suspects []*d
 		c.handle(workCtx, endCtx, d)
 		c.sendAcks(endCtx, 0)
 		for d = nil; d == nil; {
-			if left == 0 || ctx.Err() != nil {
+			if left == 0 || ctx.Err() != nil || !l.p.readable() {
 				return
 			}
 			b, err := r.read(ctx, []*lane{l}, 1, 0)

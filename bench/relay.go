@@ -13,6 +13,10 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/ThreeDotsLabs/watermill"
+	wsql "github.com/ThreeDotsLabs/watermill-sql/v4/pkg/sql"
+	"github.com/ThreeDotsLabs/watermill/components/forwarder"
+	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -213,6 +217,50 @@ func handRelay(ctx context.Context, e *env) (float64, error) {
 			done += m
 		}
 		return rate(n, began), nil
+	})
+}
+
+// watermillRelay forwards rows by watermill's forwarder, from watermill-sql to watermill-redisstream.
+func watermillRelay(ctx context.Context, e *env) (float64, error) {
+	return withDatabase(ctx, func(pool *pgxpool.Pool) (v float64, err error) {
+		const outboxTopic = "outbox"
+		key, n := e.topic().StreamKey(0), e.n(relayRows/peerShare)
+		db := wsql.BeginnerFromPgx(pool)
+		in, err := wsql.NewPublisher(db, wsql.PublisherConfig{SchemaAdapter: wsql.DefaultPostgreSQLSchema{}, AutoInitializeSchema: true}, nil)
+		if err != nil {
+			return 0, err
+		}
+		wrapped := forwarder.NewPublisher(in, forwarder.PublisherConfig{ForwarderTopic: outboxTopic})
+		messages := make([]*message.Message, n)
+		for i := range messages {
+			messages[i] = watermillMessage(&e.events[i])
+		}
+		for batch := range slices.Chunk(messages, batchSize) {
+			if err := wrapped.Publish(key, batch...); err != nil {
+				return 0, err
+			}
+		}
+		rows, err := wsql.NewSubscriber(db, wsql.SubscriberConfig{
+			ConsumerGroup: "g", SchemaAdapter: wsql.DefaultPostgreSQLSchema{}, OffsetsAdapter: wsql.DefaultPostgreSQLOffsetsAdapter{}, InitializeSchema: true,
+		}, watermill.NopLogger{})
+		if err != nil {
+			return 0, err
+		}
+		out, err := e.watermillPublisher()
+		if err != nil {
+			return 0, err
+		}
+		forward, err := forwarder.NewForwarder(rows, out, watermill.NopLogger{}, forwarder.Config{ForwarderTopic: outboxTopic})
+		if err != nil {
+			return 0, err
+		}
+		began := time.Now()
+		stop := running(ctx, forward.Run)
+		for int(e.rdb.XLen(ctx, key).Val()) < n && err == nil {
+			err = sleep(ctx, 5*time.Millisecond)
+		}
+		v = rate(n, began)
+		return v, errors.Join(err, stop(), rows.Close(), out.Close(), in.Close())
 	})
 }
 

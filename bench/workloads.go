@@ -4,10 +4,11 @@ import "github.com/streamkeel/streamkeel/outbox"
 
 // The systems that are measured.
 const (
-	streamkeel  = "streamkeel"
-	handwritten = "handwritten"
-	watermills  = "watermill"
-	asynqs      = "asynq"
+	streamkeel   = "streamkeel"
+	handwritten  = "handwritten"
+	watermills   = "watermill"
+	watermillSQL = "watermill-sql"
+	asynqs       = "asynq"
 	// With the relay woken after each commit, instead of by its poll.
 	streamkeelWoken = "streamkeel woken"
 	// Our own figures as bases of others.
@@ -34,7 +35,7 @@ func workloads() []workload {
 		{"consume-ordered", "events/s", ownConsume, 0, []system{{ownConsume, ourConsumeAll}, {streamkeel, ourConsumeOrdered}}},
 		{"latency-p50", "ms", handwritten, 0, []system{{handwritten, handLatency(50)}, {streamkeel, ourLatency(50)}}},
 		{"latency-p99", "ms", handwritten, 0, []system{{handwritten, handLatency(99)}, {streamkeel, ourLatency(99)}}},
-		{"relay", "rows/s", handwritten, idleRelay, []system{{handwritten, handRelay}, {streamkeel, ourRelay}}},
+		{"relay", "rows/s", handwritten, idleRelay, []system{{handwritten, handRelay}, {streamkeel, ourRelay}, {watermillSQL, watermillRelay}}},
 		{"commit-p50", "ms", handwritten, 0, []system{{handwritten, handCommit(50)}, {streamkeel, ourCommit(50, noWake)}, {streamkeelWoken, ourCommit(50, outbox.Wake)}}},
 		{"commit-p99", "ms", handwritten, 0, []system{{handwritten, handCommit(99)}, {streamkeel, ourCommit(99, noWake)}, {streamkeelWoken, ourCommit(99, outbox.Wake)}}},
 		{"reclaim", "entries/s", handwritten, 0, []system{{handwritten, handReclaim}, {streamkeel, ourReclaim}}},

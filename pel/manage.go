@@ -39,13 +39,13 @@ func Resume(ctx context.Context, rdb redis.UniversalClient, keys ...Keys) error 
 
 // Paused reports for each of the keys whether the group is paused there.
 func Paused(ctx context.Context, rdb redis.UniversalClient, keys ...Keys) ([]bool, error) {
-	var cmds []*redis.BoolCmd
+	var cmds []*redis.StringCmd
 	err := eachHash(ctx, rdb, keys, "look at", func(pipe redis.Pipeliner, hash string) {
-		cmds = append(cmds, pipe.HExists(ctx, hash, pausedField))
+		cmds = append(cmds, pipe.HGet(ctx, hash, pausedField))
 	})
 	paused := make([]bool, len(cmds))
 	for i, cmd := range cmds {
-		paused[i] = cmd.Val()
+		paused[i] = cmd.Val() != ""
 	}
 	return paused, err
 }
@@ -58,7 +58,7 @@ func eachHash(ctx context.Context, rdb redis.UniversalClient, keys []Keys, what 
 	for _, k := range keys {
 		queue(pipe, k.Hash)
 	}
-	if _, err := pipe.Exec(ctx); err != nil {
+	if _, err := pipe.Exec(ctx); err != nil && !redisx.IsNil(err) {
 		return fmt.Errorf("pel: %s group %s: %w", what, keys[0].Group, err)
 	}
 	return nil

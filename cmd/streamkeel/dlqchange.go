@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -285,7 +284,8 @@ func (c *change) run(ctx context.Context, rdb redis.UniversalClient, args []stri
 		document.Letters = append(document.Letters, ref.String())
 	}
 	if !c.dryRun && len(refs) > 0 {
-		if err := c.confirm(len(refs)); err != nil {
+		what := fmt.Sprintf("%s %s of group %s, topic %s", c.verb, letters(len(refs)), c.queue.group, c.queue.topic)
+		if err := c.a.confirm(c.yes || !c.ask(c.all), what, c.warn); err != nil {
 			return err
 		}
 		bar := c.a.newProgress(c.verb, len(refs))
@@ -334,22 +334,6 @@ func (c *change) find(ctx context.Context, queue *dlq.Queue, filter dlq.Filter, 
 		}
 	}
 	return refs, nil
-}
-
-// confirm asks whether it is meant, where that is worth a question.
-func (c *change) confirm(n int) error {
-	if c.yes || !c.ask(c.all) {
-		return nil
-	}
-	if !c.a.terminal {
-		return command.Unfitf("to %s %s of group %s, topic %s, say --yes: there is no terminal to ask at", c.verb, letters(n), c.queue.group, c.queue.topic)
-	}
-	fmt.Fprintf(c.a.process.Stderr, "%s %s of group %s, topic %s%s? [y/N] ", c.verb, letters(n), c.queue.group, c.queue.topic, c.warn)
-	answer, _ := bufio.NewReader(c.a.process.Stdin).ReadString('\n') // no answer is no
-	if answer = strings.ToLower(strings.TrimSpace(answer)); answer != "y" && answer != "yes" {
-		return errors.New("nothing was changed")
-	}
-	return nil
 }
 
 func letters(n int) string {

@@ -180,6 +180,13 @@ func TestBadInputIsOneLineThatSaysWhatToDo(t *testing.T) {
 		"backward times":     {"dlq export --topic orders --group billing --since 1h --until 2h", []string{"--until lies before --since"}},
 		"silent before":      {"consumers --silent -1m", []string{"--silent -1m"}},
 		"consumers of none":  {"consumers --group biling", []string{`"biling"`, "billing"}},
+		"no group":           {"groups pause --topic orders", []string{"--topic and --group are required"}},
+		"pause of none":      {"groups pause --topic orders --group biling", []string{`"biling"`, "billing"}},
+		"pause nowhere":      {"groups resume --topic orders --group billing --partition 2", []string{"--partition 2", "0 to 1"}},
+		"seek to nothing":    {"groups seek --topic orders --group billing --yes", []string{"--to", "an ID (1700000000000-0)"}},
+		"seek to when":       {"groups seek --topic orders --group billing --yes --to soon", []string{`--to "soon"`}},
+		"seek unasked":       {"groups seek --topic orders --group billing --to end", []string{"say --yes"}},
+		"delete unasked":     {"groups delete --topic orders --group billing", []string{"say --yes"}},
 		"no such partition":  {"pending --partition 7", []string{"--partition 7", "0 to 1"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -249,6 +256,51 @@ func TestTopicsAndGroupsAreListed(t *testing.T) {
 	require.Contains(t, empty.call("topics", "list"), "no topics")
 	require.Contains(t, empty.call("groups", "list"), "no groups")
 	require.JSONEq(t, `[]`, string(field(t, empty.call("topics", "list", "--json"), "topics")))
+}
+
+func TestGroupsArePausedMovedAndDeleted(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	group := func(verb string, more ...string) []string {
+		return append([]string{"groups", verb, "--topic=orders", "--group=billing"}, more...)
+	}
+	require.Equal(t, steerDocument{"orders", "billing", "paused", []int{1}}, document[steerDocument](s, group("pause", "--partition=1")...))
+	require.Equal(t, 1, document[groupsDocument](s, "groups", "list").Groups[0].Paused)
+	require.Contains(t, s.call("groups", "list"), "paused at 1 partitions")
+	require.Contains(t, s.call(group("pause")...), "paused at 2 partitions")
+	require.Equal(t, 2, document[groupsDocument](s, "groups", "list").Groups[0].Paused)
+	s.call(group("resume")...)
+	require.Zero(t, document[groupsDocument](s, "groups", "list").Groups[0].Paused)
+
+	first := s.deliver("c1", orderPlaced.Event("a", order{1}))
+	second := s.deliver("c1", orderPlaced.Event("a", order{2}))
+	for to, next := range map[string]stream.ID{"start": first.ID, "2020-01-01": first.ID, "1h": first.ID, first.ID.String(): second.ID} {
+		s.call(group("seek", "--yes", "--to="+to)...)
+		require.Equal(t, next, s.take("c1", first.Stream).ID, to)
+	}
+	s.call(group("seek", "--yes", "--to=end")...)
+	last := s.deliver("c1", orderPlaced.Event("a", order{3}))
+	require.Positive(t, last.ID.Compare(second.ID))
+
+	_, err := pel.NewSettler(s.rdb, s.keys(0), "c1").Extend(t.Context(), s.topic.StreamKey(0), nil)
+	require.NoError(t, err)
+	commandtest.RequireUnfit(t, commandtest.Call(t, run, s.env, group("delete", "--yes")...), "living consumers", "--force")
+	require.Contains(t, s.call(group("delete", "--yes", "--force", "--letters")...), "deleted")
+	require.Empty(t, document[groupsDocument](s, "groups", "list").Groups)
+	require.Zero(t, s.rdb.Exists(t.Context(), s.keys(0).Hash, s.keys(0).Members).Val())
+}
+
+func TestProjectionsAreNotSteeredHere(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	require.NoError(t, stream.DeclareGroup(t.Context(), s.rdb, s.topic, stream.Group{Name: "totals", Kind: stream.GroupProjection}))
+	for _, verb := range []string{"pause", "resume", "seek"} {
+		args := []string{"groups", verb, "--topic=orders", "--group=totals"}
+		if verb == "seek" {
+			args = append(args, "--to=end", "--yes")
+		}
+		commandtest.RequireUnfit(t, commandtest.Call(t, run, s.env, args...), "is a projection")
+	}
 }
 
 func field(t *testing.T, out, name string) json.RawMessage {

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -116,4 +118,20 @@ func moment(t time.Time) string {
 		return ""
 	}
 	return t.UTC().Format("2006-01-02 15:04:05Z")
+}
+
+// confirm asks whether it is meant, unless that was said before.
+func (a *app) confirm(yes bool, what, warn string) error {
+	if yes {
+		return nil
+	}
+	if !a.terminal {
+		return command.Unfitf("to %s, say --yes: there is no terminal to ask at", what)
+	}
+	fmt.Fprintf(a.process.Stderr, "%s%s? [y/N] ", what, warn)
+	answer, _ := bufio.NewReader(a.process.Stdin).ReadString('\n') // no answer is no
+	if answer = strings.ToLower(strings.TrimSpace(answer)); answer != "y" && answer != "yes" {
+		return errors.New("nothing was changed")
+	}
+	return nil
 }

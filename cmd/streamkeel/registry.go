@@ -2,12 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/spf13/cobra"
 
+	"github.com/streamkeel/streamkeel/internal/redisx"
 	"github.com/streamkeel/streamkeel/pel"
 	"github.com/streamkeel/streamkeel/stream"
 )
@@ -94,6 +96,8 @@ type groupRow struct {
 	Group string           `json:"group"`
 	Kind  stream.GroupKind `json:"kind"`
 	totalsRow
+	// Paused counts the partitions at which it is paused.
+	Paused         int     `json:"paused_partitions"`
 	MaxDeliveries  int     `json:"max_deliveries,omitempty"`
 	MinIdleSeconds float64 `json:"min_idle_seconds,omitempty"`
 }
@@ -146,8 +150,16 @@ func newGroupsCommand(a *app) *cobra.Command {
 				if err != nil {
 					return err
 				}
+				sum := pel.Sum(all...)
+				paused, err := pausedAt(ctx, rdb, t, g)
+				if err != nil {
+					if !redisx.IsWrongType(err) {
+						return err
+					}
+					sum.Err = errors.Join(sum.Err, err)
+				}
 				document.Groups = append(document.Groups, groupRow{
-					Topic: t.Name, Group: g.Name, Kind: g.Kind, totalsRow: totalsOf(pel.Sum(all...)),
+					Topic: t.Name, Group: g.Name, Kind: g.Kind, totalsRow: totalsOf(sum), Paused: paused,
 					MaxDeliveries: g.MaxDeliveries, MinIdleSeconds: float64(g.MinIdleMs) / 1000,
 				})
 				return nil
@@ -159,7 +171,10 @@ func newGroupsCommand(a *app) *cobra.Command {
 		}),
 	}
 	list.Flags().StringVar(&topic, "topic", "", "only of this topic")
-	return parent("groups", "Look at groups", list)
+	return parent("groups", "Look at groups, pause, move and delete them", list,
+		newGroupsPause(a, "pause", "Stop a group's consumers from reading on, until it is resumed", "paused", pel.Pause),
+		newGroupsPause(a, "resume", "Let a paused group go on", "resumed", pel.Resume),
+		newGroupsSeek(a), newGroupsDelete(a))
 }
 
 func (d groupsDocument) table(w io.Writer) {
@@ -173,6 +188,9 @@ func (d groupsDocument) table(w io.Writer) {
 		if g.MissingPartitions > 0 && remark == "" {
 			remark = fmt.Sprintf("missing at %d partitions", g.MissingPartitions)
 		}
+		if g.Paused > 0 && remark == "" {
+			remark = fmt.Sprintf("paused at %d partitions", g.Paused)
+		}
 		rows = append(rows, []string{
 			g.Topic, g.Group, string(g.Kind), g.lag(), number(g.Pending), age(g.totals.Oldest), number(g.Retry), number(g.Due),
 			age(g.totals.Overdue), number(g.Letters), number(g.Consumers), remark,
@@ -181,12 +199,28 @@ func (d groupsDocument) table(w io.Writer) {
 	table(w, []string{"TOPIC", "GROUP", "KIND", "LAG", "PENDING", "OLDEST", "RETRY", "DUE", "OVERDUE", "LETTERS", "CONSUMERS", "REMARK"}, rows)
 }
 
-// inspect returns the totals of each partition. What cannot be inspected has an Err of its own.
-func inspect(ctx context.Context, rdb redis.UniversalClient, t stream.Topic, g stream.Group) ([]pel.Totals, error) {
+// pausedAt counts the partitions at which a group is paused.
+func pausedAt(ctx context.Context, rdb redis.UniversalClient, t stream.Topic, g stream.Group) (n int, err error) {
+	paused, err := pel.Paused(ctx, rdb, keysOf(t, g)...)
+	for _, at := range paused {
+		if at {
+			n++
+		}
+	}
+	return n, err
+}
+
+func keysOf(t stream.Topic, g stream.Group) []pel.Keys {
 	keys := make([]pel.Keys, t.Count())
 	for p := range keys {
 		keys[p] = pel.KeysOf(t.StreamKey(p), g.Name)
 	}
+	return keys
+}
+
+// inspect returns the totals of each partition. What cannot be inspected has an Err of its own.
+func inspect(ctx context.Context, rdb redis.UniversalClient, t stream.Topic, g stream.Group) ([]pel.Totals, error) {
+	keys := keysOf(t, g)
 	all, err := pel.Inspect(ctx, rdb, keys...)
 	if len(all) == len(keys) {
 		return all, nil

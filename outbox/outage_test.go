@@ -15,15 +15,16 @@ import (
 	"github.com/streamkeel/streamkeel/internal/testenv"
 )
 
-// keepChanging commits changes until stop is called; outages of Postgres make it try again.
+// keepChanging commits changes until stop is called; outages of Postgres make it try again. What is under way is
+// finished: a commit that is cut off may come after whoever looks what there is.
 func (b bank) keepChanging() (stop func()) {
 	ctx, cancel := context.WithCancel(b.t.Context())
 	var wg sync.WaitGroup
 	for writer := range 2 {
 		wg.Go(func() {
 			for i := 0; ctx.Err() == nil; i++ {
-				_ = pgx.BeginFunc(ctx, b.pool, func(tx pgx.Tx) error {
-					return b.change(ctx, tx, fmt.Sprint("k", (i*2+writer)%b.keys))
+				_ = pgx.BeginFunc(b.t.Context(), b.pool, func(tx pgx.Tx) error {
+					return b.change(b.t.Context(), tx, fmt.Sprint("k", (i*2+writer)%b.keys))
 				})
 			}
 		})

@@ -137,6 +137,6 @@ func TestObserverRoleIsAllThatMetricsNeed(t *testing.T) {
 	require.NoError(t, err)
 	require.Greater(t, len(families), 10)
 	// What the command line reads beside, cmd/streamkeel's test shows.
-	commandtest.RequireExact(t, admin, "observer", "xrange", "xrevrange", "info", "zrange", "xinfo|consumers")
+	commandtest.RequireExact(t, admin, "observer", "hget", "xrange", "xrevrange", "info", "zrange", "xinfo|consumers")
 	require.ErrorContains(t, user.Do(t.Context(), "xadd", "sk:orders.0", "*", "a", "b").Err(), "NOPERM")
 }

@@ -36,8 +36,14 @@ type Process struct {
 // Main runs a program and ends the process with the code that it returns. ctx ends with the
 // first SIGTERM or SIGINT; the second one ends the process at once.
 func Main(run func(ctx context.Context, p Process) int) {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // from here on a signal does what it does by itself
+	ctx, cancel := context.WithCancel(context.Background())
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		<-signals
+		signal.Stop(signals) // before anybody sees that ctx ended: the next one does what it does by itself
+		cancel()
+	}()
 	routeRedisLog()
 	os.Exit(run(ctx, Process{Args: os.Args[1:], Env: os.Environ(), Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}))
 }

@@ -49,6 +49,22 @@ func CallWith(t testing.TB, run func(context.Context, command.Process) int, stdi
 	return Outcome{code, stdout.String(), stderr.String()}
 }
 
+// Run runs a program in a process of its own, until it ends by itself.
+func Run(t testing.TB, path string, env []string, args ...string) Outcome {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), Patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME")}, env...)
+	var stdout, stderr Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	var exit *exec.ExitError
+	if err := cmd.Run(); err != nil && !errors.As(err, &exit) {
+		require.NoError(t, err)
+	}
+	return Outcome{cmd.ProcessState.ExitCode(), stdout.String(), stderr.String()}
+}
+
 // RequireUnfit checks that a program said in one line what is wrong, and ended with code 2.
 func RequireUnfit(t testing.TB, o Outcome, parts ...string) {
 	t.Helper()

@@ -121,8 +121,9 @@ func handleOnce(ctx context.Context, pool *pgxpool.Pool, group string, e stream.
 		return unavailable(tx.Conn().IsClosed() || pgerr.IsNoTable(err), err)
 	}
 	if err := fn(ctx, tx, e); err != nil {
-		// A connection that broke because fn ran into the end of its context is no outage.
-		return unavailable(ctx.Err() == nil && tx.Conn().IsClosed(), err)
+		// A connection that broke because a statement of fn ran into a deadline is no outage.
+		late := ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded)
+		return unavailable(tx.Conn().IsClosed() && !late, err)
 	}
 	if err := tx.Commit(ctx); err != nil {
 		return unavailable(tx.Conn().IsClosed(), fmt.Errorf("inbox: commit: %w", err))

@@ -59,7 +59,7 @@ type Consumer struct {
 	// for reading from a read until its entries are with the workers.
 	alone sync.RWMutex
 
-	pause     pause
+	breaker   breaker
 	unhandled sync.Map // event types that were logged
 }
 

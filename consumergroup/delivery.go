@@ -39,15 +39,22 @@ const (
 func suspect(before pel.Carried) bool { return before.Deliveries > before.Attempts }
 
 // start takes the delivery for a worker; it fails where the entry went elsewhere meanwhile.
-func (d *delivery) start(cancel context.CancelCauseFunc, timeout time.Duration) bool {
+func (d *delivery) start(cancel context.CancelCauseFunc) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.state != waiting {
 		return false
 	}
 	d.state, d.cancel = running, cancel
-	d.deadline = time.Now().Add(timeout)
+	d.deadline = time.Now().Add(10 * 365 * 24 * time.Hour) // until limit
 	return true
+}
+
+// limit lets the handler's time begin.
+func (d *delivery) limit(timeout time.Duration) {
+	d.mu.Lock()
+	d.deadline = time.Now().Add(timeout)
+	d.mu.Unlock()
 }
 
 func (d *delivery) set(s state) {

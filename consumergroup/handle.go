@@ -53,18 +53,25 @@ func (c *Consumer) handleFree(workCtx, endCtx context.Context, d *delivery) {
 func (c *Consumer) handle(workCtx, endCtx context.Context, d *delivery) {
 	ctx, cancel := context.WithCancelCause(workCtx)
 	defer cancel(nil)
-	if !d.start(cancel, c.cfg.HandlerTimeout) {
+	if !d.start(cancel) {
 		return
 	}
 	if reason, err := c.unfit(d); err != nil {
 		c.settle(endCtx, d, pel.Settlement{Outcome: pel.DeadLetter, Carried: d.carried, Reason: reason, Error: err.Error()}, err, 0)
 		return
 	}
+	probe, ok := c.breaker.enter(ctx, c.stopped)
+	if !ok { // it was lost, or the consumer stops: the handler did not run
+		err := errors.Join(ErrStopped, context.Cause(ctx))
+		c.settle(endCtx, d, c.failure(ctx, d, err), err, 0)
+		return
+	}
+	d.limit(c.cfg.HandlerTimeout)
 	began := time.Now()
 	err := c.call(ctx, d)
 	took := time.Since(began)
 	if err == nil {
-		c.pause.over()
+		c.breaker.leave(probe)
 		c.observe(ctx, Handled, d, func(o *Observation) { o.Took, o.Attempt = took, d.carried.Attempts+1 })
 		c.ack(endCtx, d)
 		return
@@ -74,10 +81,13 @@ func (c *Consumer) handle(workCtx, endCtx context.Context, d *delivery) {
 		if _, known := c.unhandled.LoadOrStore(d.entry.Event.Type, true); !known {
 			c.log.Info(ctx, "events of a type without handler are acked", "type", d.entry.Event.Type, "topic", d.lane.p.topic.Name)
 		}
+		c.breaker.leave(probe)
 		c.ack(endCtx, d)
 		return
 	}
-	c.settle(endCtx, d, c.failure(ctx, d, err), err, took)
+	st := c.failure(ctx, d, err)
+	c.breaker.leave(probe)
+	c.settle(endCtx, d, st, err, took)
 }
 
 // unfit returns why a delivery is not given to the handler at all.
@@ -140,7 +150,7 @@ func (c *Consumer) failure(ctx context.Context, d *delivery, err error) pel.Sett
 	}
 	class := Classify(err)
 	if class == UnavailableError {
-		st.Outcome, st.Delay = pel.Retry, c.pause.outage()
+		st.Outcome, st.Delay = pel.Retry, c.breaker.open()
 		st.Carried.Deliveries--
 		c.log.Error(ctx, "something that handlers need is away; reading pauses", "", err, "pause", st.Delay)
 		return st

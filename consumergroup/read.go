@@ -3,7 +3,6 @@ package consumergroup
 import (
 	"context"
 	"math/rand/v2"
-	"sync/atomic"
 	"time"
 
 	"github.com/streamkeel/streamkeel/internal/redisx"
@@ -70,7 +69,7 @@ func (c *Consumer) readers() []*reader {
 func (r *reader) run(ctx, workCtx, endCtx context.Context) {
 	backoff := minBackoff
 	for ctx.Err() == nil {
-		if !r.c.pause.wait(ctx) {
+		if !r.c.breaker.wait(ctx) {
 			return
 		}
 		suspects, err := r.round(ctx)
@@ -320,41 +319,4 @@ func (c *Consumer) emptyHand(ctx context.Context, n int64) bool {
 		}
 	}
 	return true
-}
-
-// pause holds the readers while something that handlers need is away.
-type pause struct {
-	until  atomic.Int64 // Unix nanoseconds
-	streak atomic.Int32 // outages in a row
-}
-
-const (
-	minPause = 500 * time.Millisecond
-	maxPause = 30 * time.Second
-)
-
-// outage makes the pause longer and returns it.
-func (p *pause) outage() time.Duration {
-	n := p.streak.Add(1)
-	d := min(minPause<<min(n-1, 10), maxPause)
-	p.until.Store(time.Now().Add(d).UnixNano())
-	return d
-}
-
-func (p *pause) over() {
-	if p.streak.Load() != 0 {
-		p.streak.Store(0)
-		p.until.Store(0)
-	}
-}
-
-func (p *pause) wait(ctx context.Context) bool {
-	for ctx.Err() == nil {
-		left := time.Until(time.Unix(0, p.until.Load()))
-		if left <= 0 {
-			return true
-		}
-		redisx.Pause(ctx, min(left, minPause))
-	}
-	return false
 }

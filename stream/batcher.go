@@ -47,14 +47,15 @@ func NewBatcher(p *Publisher, config BatcherConfig) (*Batcher, error) {
 		config.Linger = time.Millisecond
 	}
 	var faults []error
+	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
 	if p == nil {
-		faults = append(faults, errors.New("the publisher is nil"))
+		fault("the publisher is nil")
 	}
 	if config.MaxEvents < 1 || config.MaxEvents > pipelineEvents {
-		faults = append(faults, fmt.Errorf("MaxEvents %d is not 1 to %d", config.MaxEvents, pipelineEvents))
+		fault("MaxEvents %d is not 1 to %d", config.MaxEvents, pipelineEvents)
 	}
 	if config.Linger < 0 || config.Linger > time.Millisecond {
-		faults = append(faults, fmt.Errorf("Linger %s is not 0 to 1ms", config.Linger))
+		fault("Linger %s is not 0 to 1ms", config.Linger)
 	}
 	if len(faults) > 0 {
 		return nil, fmt.Errorf("stream: %w batcher: %w", ErrInvalid, errors.Join(faults...))

@@ -43,23 +43,24 @@ func (c PublisherConfig) withDefaults() PublisherConfig {
 
 func (c PublisherConfig) validate(rdb redis.UniversalClient) error {
 	var faults []error
+	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
 	if rdb == nil {
 		return fmt.Errorf("stream: %w publisher: the Redis client is nil", ErrInvalid)
 	}
 	if c.Replicas < 0 {
-		faults = append(faults, fmt.Errorf("Replicas %d is negative", c.Replicas))
+		fault("Replicas %d is negative", c.Replicas)
 	}
 	if c.DurableTimeout < time.Millisecond {
-		faults = append(faults, fmt.Errorf("DurableTimeout %s is below 1ms", c.DurableTimeout))
+		fault("DurableTimeout %s is below 1ms", c.DurableTimeout)
 	}
 	if timeout := redisx.ReadTimeout(rdb); (c.Replicas > 0 || c.Fsync) && timeout > 0 && c.DurableTimeout >= timeout {
-		faults = append(faults, fmt.Errorf("DurableTimeout %s must be below the client's ReadTimeout %s", c.DurableTimeout, timeout))
+		fault("DurableTimeout %s must be below the client's ReadTimeout %s", c.DurableTimeout, timeout)
 	}
 	if c.MaxLen < 0 {
-		faults = append(faults, fmt.Errorf("MaxLen %d is negative", c.MaxLen))
+		fault("MaxLen %d is negative", c.MaxLen)
 	}
 	if (c.MaxLen > 0) != c.Reject {
-		faults = append(faults, errors.New("MaxLen and Reject go together"))
+		fault("MaxLen and Reject go together")
 	}
 	if len(faults) == 0 {
 		return nil

@@ -4,11 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 
 	"github.com/streamkeel/streamkeel/dlq"
+	"github.com/streamkeel/streamkeel/internal/redisx"
 	"github.com/streamkeel/streamkeel/pel"
 	"github.com/streamkeel/streamkeel/retention"
 	"github.com/streamkeel/streamkeel/stream"
@@ -40,6 +42,13 @@ type Config struct {
 	Retry Policy
 	// Limits bound hand-overs: MinIdle and MaxDeliveries.
 	pel.Limits
+	// Rate limits how many events the group takes, over all its consumers. Default: no limit.
+	Rate Rate
+	// Weights shares the workers out between topics, by their names, while more than one has
+	// a backlog: a topic with weight 3 gets three events handled for one of a topic with
+	// weight 1. No topic starves. Default: 1 each. Not for groups with Ordered, or on a
+	// Cluster, whose slots are read apart.
+	Weights map[string]int
 	// Ordered hands the events of one key over one after the other, also through failures,
 	// crashes and consumers that come and go. The partitions are leased to the consumers of
 	// the group, so that no more consumers than partitions have work; within a partition
@@ -113,7 +122,10 @@ const (
 	UnhandledDeadLetter
 )
 
-const maxConcurrency = 4096
+const (
+	maxConcurrency = 4096
+	maxWeight      = 100
+)
 
 func (c Config) withDefaults() Config {
 	if c.Start.id == "" {
@@ -140,6 +152,7 @@ func (c Config) withDefaults() Config {
 	}
 	c.Limits = c.Limits.WithDefaults()
 	c.Retry = c.Retry.withDefaults()
+	c.Rate = c.Rate.withDefaults()
 	return c
 }
 
@@ -148,6 +161,14 @@ func (c Config) kind() stream.GroupKind {
 		return stream.GroupOrdered
 	}
 	return stream.GroupWork
+}
+
+// weight returns the weight of a topic.
+func (c Config) weight(topic string) int {
+	if w, ok := c.Weights[topic]; ok {
+		return w
+	}
+	return 1
 }
 
 // validate reports every fault of a config with defaults, joined.
@@ -192,6 +213,17 @@ func (c Config) validate(rdb redis.UniversalClient) error {
 	if c.Concurrency < 1 || c.Concurrency > maxConcurrency {
 		fault("Concurrency %d must be 1 to %d", c.Concurrency, maxConcurrency)
 	}
+	for name, w := range c.Weights {
+		if w < 1 || w > maxWeight {
+			fault("Weights[%.140q] %d must be 1 to %d", name, w, maxWeight)
+		}
+		if !slices.ContainsFunc(c.Topics, func(t stream.Topic) bool { return t.Name == name }) {
+			fault("Weights[%.140q] is none of Topics", name)
+		}
+	}
+	if c.Weights != nil && (c.Ordered || rdb != nil && redisx.IsCluster(rdb)) {
+		fault("Weights is not for groups with Ordered, nor for a Cluster")
+	}
 	if c.OnPoison < PoisonDeadLetter || c.OnPoison > PoisonParkKey {
 		fault("OnPoison %d is unknown", c.OnPoison)
 	}
@@ -213,7 +245,7 @@ func (c Config) validate(rdb redis.UniversalClient) error {
 	if c.Unhandled < UnhandledAck || c.Unhandled > UnhandledDeadLetter {
 		fault("Unhandled %d is unknown", c.Unhandled)
 	}
-	for _, err := range []error{c.Limits.Validate(), c.Retry.validate(), c.Retention.Validate(), c.Letters.Validate()} {
+	for _, err := range []error{c.Limits.Validate(), c.Retry.validate(), c.Rate.validate(), c.Retention.Validate(), c.Letters.Validate()} {
 		if err != nil {
 			faults = append(faults, err)
 		}

@@ -49,6 +49,7 @@ type Consumer struct {
 	work     chan *delivery
 	hand     hand
 	unacked  atomic.Int64  // deliveries that were handled and wait for their ack
+	limiter  *limiter      // with Rate
 	lines    *lines        // with KeyOrder
 	due      dueList       // of ordered groups
 	room     chan struct{} // a worker took a delivery
@@ -74,6 +75,9 @@ func New(rdb redis.UniversalClient, config Config) (*Consumer, error) {
 		rdb: rdb, cfg: cfg, handler: Recovery()(chain(cfg.Handler, cfg.Middleware)), name: cfg.Name + "-" + rand.Text()[:12], log: quiet.New(cfg.Logger.With("group", cfg.Group)),
 		lanes: map[string]*lane{}, work: make(chan *delivery, maxRead), room: make(chan struct{}, 1), ackReady: make(chan struct{}, 1), draining: make(chan struct{}),
 		hand: hand{batches: map[*batch]struct{}{}}, due: dueList{fresh: make(chan struct{}, 1)},
+	}
+	if cfg.Rate.PerSecond > 0 {
+		c.limiter = &limiter{rdb: rdb, key: cfg.Topics[0].NamespaceName() + ":$rate:" + cfg.Group, rate: cfg.Rate}
 	}
 	if cfg.KeyOrder {
 		c.lines = &lines{waits: map[string][]*delivery{}}

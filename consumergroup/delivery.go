@@ -85,6 +85,18 @@ type batch struct {
 	live       atomic.Int32 // deliveries that are not settled
 }
 
+// all returns the deliveries; none of a nil batch.
+func (b *batch) all() []*delivery {
+	if b == nil {
+		return nil
+	}
+	ds := make([]*delivery, len(b.deliveries))
+	for i := range ds {
+		ds[i] = &b.deliveries[i]
+	}
+	return ds
+}
+
 // done counts a settled delivery; the last one takes the batch out of hand.
 func (b *batch) done() {
 	b.hand.count.Add(-1)

@@ -39,9 +39,19 @@ func (r *reader) roundOrdered(ctx context.Context) error {
 			return err
 		}
 	}
-	count, all, active := max(1, r.size/r.active), 0, 0
+	reserved, err := r.reserve(ctx)
+	if err != nil || reserved == 0 {
+		return err
+	}
+	count, all, active := max(1, reserved/r.active), 0, 0
+	defer func() {
+		if err := r.c.limiter.correct(ctx, all-reserved); err != nil {
+			r.c.log.Error(ctx, "rate limit not known", "", err)
+		}
+	}()
 	for some := range slices.Chunk(holdings, pel.MaxLeased) {
 		ready, n, lanes, err := r.take(ctx, some, count)
+		all, active = all+n, active+lanes
 		for _, d := range ready {
 			if !r.c.push(ctx, d) {
 				return nil // it stays in hand, and is given up
@@ -50,7 +60,6 @@ func (r *reader) roundOrdered(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		all, active = all+n, active+lanes
 	}
 	if r.dry = all == 0; !r.dry {
 		r.adapt(all, waited, active)

@@ -37,7 +37,7 @@ type reader struct {
 	size   int // that it asks for now, in all
 	active int // lanes that had entries in the last read
 
-	dry bool // of an ordered group: the last read found nothing
+	dry bool // the last read found nothing
 }
 
 // readers returns what reads the consumer's lanes: one read serves all of them on a
@@ -106,13 +106,20 @@ func (r *reader) round(ctx context.Context) (suspects []*delivery, err error) {
 		return nil, nil
 	}
 	waited := r.waitForRoom(ctx)
-	b, err := r.read(ctx, lanes, max(1, r.size/r.active), r.block)
-	if err != nil || b == nil {
+	reserved, err := r.reserve(ctx)
+	if err != nil || reserved == 0 {
+		return nil, err
+	}
+	ds, err := r.readShares(ctx, lanes, reserved)
+	r.dry = len(ds) == 0
+	if limitErr := r.c.limiter.correct(ctx, len(ds)-reserved); limitErr != nil {
+		r.c.log.Error(ctx, "rate limit not known", "", limitErr)
+	}
+	if r.dry {
 		return nil, err
 	}
 	lanesSeen := map[*lane]bool{}
-	for i := range b.deliveries {
-		d := &b.deliveries[i]
+	for _, d := range ds {
 		lanesSeen[d.lane] = true
 		r.c.observe(ctx, Delivered, d, nil)
 		before := d.carried
@@ -123,8 +130,38 @@ func (r *reader) round(ctx context.Context) (suspects []*delivery, err error) {
 			return nil, nil // it stays in hand, and is released
 		}
 	}
-	r.adapt(len(b.deliveries), waited, len(lanesSeen))
-	return suspects, nil
+	r.adapt(len(ds), waited, len(lanesSeen))
+	return suspects, err
+}
+
+// readShares reads about n entries: with Weights, of each topic its share of them, so that
+// the workers get from each in proportion while all have a backlog. Only where no topic
+// has anything it blocks.
+func (r *reader) readShares(ctx context.Context, lanes []*lane, n int) (ds []*delivery, err error) {
+	if r.c.cfg.Weights == nil {
+		b, err := r.read(ctx, lanes, max(1, n/r.active), r.block)
+		return b.all(), err
+	}
+	byTopic, total := map[string][]*lane{}, 0
+	for _, l := range lanes {
+		name := l.p.topic.Name
+		if byTopic[name] == nil {
+			total += r.c.cfg.weight(name)
+		}
+		byTopic[name] = append(byTopic[name], l)
+	}
+	for name, lanes := range byTopic {
+		// All lanes of a topic but the retry streams are taken for active.
+		b, err := r.read(ctx, lanes, max(1, 2*n*r.c.cfg.weight(name)/total/len(lanes)), 0)
+		if ds = append(ds, b.all()...); err != nil {
+			return ds, err
+		}
+	}
+	if len(ds) > 0 {
+		return ds, nil
+	}
+	b, err := r.read(ctx, lanes, 1, r.block)
+	return b.all(), err
 }
 
 // waitForRoom waits until the workers have taken most of what was read before, and
@@ -152,7 +189,7 @@ func (r *reader) adapt(n int, waited time.Duration, lanes int) {
 	switch {
 	case waited > 50*time.Millisecond:
 		r.size = max(r.size/2, min(r.c.cfg.Concurrency, maxRead))
-	case n >= r.size && waited < 10*time.Millisecond:
+	case n >= r.size*3/4 && waited < 10*time.Millisecond:
 		r.size = min(2*r.size, r.most)
 	}
 }
@@ -237,6 +274,15 @@ func (c *Consumer) take(reply *redisx.Reply) (*batch, error) {
 	return b, nil
 }
 
+// reserve returns how many entries may be read: one where there was nothing to read before,
+// or what idle consumers reserve would be missing to those who have work.
+func (r *reader) reserve(ctx context.Context) (int, error) {
+	if r.dry && r.c.limiter != nil {
+		return r.c.limiter.reserve(ctx, 1)
+	}
+	return r.c.limiter.reserve(ctx, r.size)
+}
+
 func (r *reader) usable() []*lane {
 	lanes := make([]*lane, 0, len(r.lanes))
 	for _, l := range r.lanes {
@@ -296,6 +342,9 @@ func (r *reader) handleAlone(ctx, workCtx, endCtx context.Context, suspects []*d
 			b, err := r.read(ctx, []*lane{l}, 1, 0)
 			if err != nil || b == nil {
 				return
+			}
+			if err := c.limiter.correct(endCtx, 1); err != nil {
+				c.log.Error(ctx, "rate limit not known", "", err)
 			}
 			next := &b.deliveries[0]
 			before := next.carried

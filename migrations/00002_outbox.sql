@@ -243,15 +243,15 @@ INSERT INTO streamkeel.relay_batch (shard, batch, tag, snap_from, snap_to, prev,
 -- Which of the shards have rows beyond their snapshots. One snapshot holds for all of it: the caller's.
 -- +goose StatementBegin
 CREATE FUNCTION streamkeel.relay_probe(shards smallint[], snaps text[]) RETURNS smallint[]
-	LANGUAGE plpgsql STABLE
+	LANGUAGE plpgsql STABLE SET jit = off
 	AS $$
 	BEGIN
 		RETURN ARRAY(
 			SELECT s.shard FROM unnest(shards, snaps::pg_snapshot[]) AS s(shard, snap)
 			WHERE EXISTS (SELECT FROM streamkeel.outbox o
 					WHERE o.shard = s.shard AND o.xid >= pg_snapshot_xmax(s.snap))
-				OR EXISTS (SELECT FROM pg_snapshot_xip(s.snap) AS x(xid), streamkeel.outbox o
-					WHERE o.shard = s.shard AND o.xid = x.xid));
+				OR EXISTS (SELECT FROM pg_snapshot_xip(s.snap) AS x(xid) -- looked up one by one: a join may be hashed, over all rows
+					CROSS JOIN LATERAL (SELECT FROM streamkeel.outbox o WHERE o.shard = s.shard AND o.xid = x.xid LIMIT 1) o));
 	END
 	$$;
 -- +goose StatementEnd

@@ -56,6 +56,7 @@ type Stop struct {
 }
 
 var (
+	// The LIMIT within a LATERAL has each transaction looked up in the index; a plain join would be hashed, over all rows.
 	shardStatusSQL = query(`
 SELECT l.shard, CASE WHEN l.lease_until > clock_timestamp() THEN l.owner ELSE '' END, l.epoch,
 	CASE WHEN isfinite(l.lease_until) THEN l.lease_until ELSE '1970-01-01 00:00:00+00' END, last.batch, l.published,
@@ -65,7 +66,8 @@ FROM {schema}.relay_lease l
 CROSS JOIN LATERAL (SELECT * FROM {schema}.relay_batch b WHERE b.shard = l.shard ORDER BY batch DESC LIMIT 1) last
 CROSS JOIN LATERAL (SELECT count(*) AS waiting, min(created_at) AS oldest FROM (
 	SELECT created_at FROM {schema}.outbox o WHERE o.shard = l.shard AND o.xid >= pg_snapshot_xmax(last.snap_to)
-	UNION ALL SELECT created_at FROM pg_snapshot_xip(last.snap_to) AS x(xid), {schema}.outbox o WHERE o.shard = l.shard AND o.xid = x.xid
+	UNION ALL SELECT o.created_at FROM pg_snapshot_xip(last.snap_to) AS x(xid)
+		CROSS JOIN LATERAL (SELECT created_at FROM {schema}.outbox o WHERE o.shard = l.shard AND o.xid = x.xid LIMIT $1::bigint) o
 	LIMIT $1::bigint) o) w
 ORDER BY l.shard`)
 
@@ -82,15 +84,21 @@ FROM {schema}.relay_stop ORDER BY shard`)
 // ReadStatus reads how the outbox stands, from Postgres alone. It counts at most 10,000 rows of each shard.
 func ReadStatus(ctx context.Context, pool *pgxpool.Pool) (Status, error) {
 	var status Status
-	rows, err := pool.Query(ctx, shardStatusSQL, backlogRows)
-	if err != nil {
-		return status, fmt.Errorf("outbox: status: %w", err)
-	}
-	status.Shards, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (s ShardStatus, err error) {
-		var micros int64
-		err = row.Scan(&s.Shard, &s.Owner, &s.Epoch, &s.LeaseUntil, &s.Batch, &s.Published, &s.Unpublished, &micros)
-		s.Oldest = time.Duration(micros) * time.Microsecond
-		return s, err
+	err := pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `SET LOCAL jit = off`); err != nil { // which compiles for longer than the query takes
+			return err
+		}
+		rows, err := tx.Query(ctx, shardStatusSQL, backlogRows)
+		if err != nil {
+			return err
+		}
+		status.Shards, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (s ShardStatus, err error) {
+			var micros int64
+			err = row.Scan(&s.Shard, &s.Owner, &s.Epoch, &s.LeaseUntil, &s.Batch, &s.Published, &s.Unpublished, &micros)
+			s.Oldest = time.Duration(micros) * time.Microsecond
+			return s, err
+		})
+		return err
 	})
 	if err != nil {
 		return status, fmt.Errorf("outbox: status: %w", err)

@@ -163,7 +163,8 @@ WITH done AS (
 SELECT EXISTS (SELECT FROM done WHERE taken_then AND frozen_at > (to_date($2::text, 'YYYYMMDD') + 1)::timestamp AT TIME ZONE 'UTC' + interval '1 minute'
 		AND pg_snapshot_xmax(snap_to) <= pg_snapshot_xmin(pg_current_snapshot())),
 	NOT EXISTS (SELECT FROM done d, {schema}.{table} o WHERE o.shard = d.shard AND o.xid >= pg_snapshot_xmax(d.snap))
-	AND NOT EXISTS (SELECT FROM done d, pg_snapshot_xip(d.snap) AS x(xid), {schema}.{table} o WHERE o.shard = d.shard AND o.xid = x.xid)`)
+	AND NOT EXISTS (SELECT FROM done d CROSS JOIN LATERAL pg_snapshot_xip(d.snap) AS x(xid)
+		CROSS JOIN LATERAL (SELECT FROM {schema}.{table} o WHERE o.shard = d.shard AND o.xid = x.xid LIMIT 1) o)`)
 )
 
 func dropPartitions(ctx context.Context, pool *pgxpool.Pool, retention time.Duration, report *UpkeepReport) error {

@@ -48,7 +48,7 @@ func openSite(ctx context.Context, cfg Config, say func(string, ...any)) (_ *sit
 		s.cleanup = append(s.cleanup, s.deleteKeys)
 	}
 	if cfg.PostgresURL == "" {
-		postgres, err := servers.StartPostgres(ctx, servers.PostgresConfig{Settings: map[string]string{"shared_buffers": "256MB", "max_wal_size": "4GB"}})
+		postgres, err := servers.StartPostgres(ctx, servers.PostgresConfig{Settings: map[string]string{"shared_buffers": "256MB", "max_wal_size": "4GB", "jit": "off"}})
 		if err != nil {
 			return s, err
 		}

@@ -85,6 +85,9 @@ func (h *holding) lane(l *lane) *laneState {
 	return &h.lanes[0]
 }
 
+// tookOver reports whether nothing is left to take over: what is new comes behind it.
+func (h *holding) tookOver() bool { return h.lanes[0].cursor == "" && h.lanes[1].cursor == "" }
+
 // strand notes that a read may have taken entries that nobody has in hand.
 func (h *holding) strand() {
 	for i := range h.lanes {

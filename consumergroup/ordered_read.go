@@ -82,7 +82,7 @@ func (r *reader) holdings(ctx context.Context) (holdings []*holding, err error) 
 		if full {
 			r.c.log.Warn(ctx, "partition is not read on: too many events wait behind keys that fail", p.keys.Stream, "max_held", r.c.cfg.MaxHeld)
 		}
-		if room {
+		if room && h.tookOver() {
 			holdings = append(holdings, h)
 		}
 	}

@@ -196,6 +196,7 @@ func TestOutageBurnsNoAttemptsAndTakesNothingFromTheLiving(t *testing.T) {
 	t.Parallel()
 	server := testenv.PrivateRedis(t, servers.RedisConfig{AppendOnly: true})
 	f := &fixture{t: t, rdb: testenv.RedisClient(t, server.URL()), topic: stream.Topic{Name: "orders", Namespace: testenv.Namespace(t)}}
+	require.NoError(t, f.rdb.ConfigSet(t.Context(), "appendfsync", "always").Err()) // or the kill may lose what was published
 	events := f.publish(100)
 	var seen ledger
 	var worst atomic.Int32

@@ -218,10 +218,11 @@ func TestOutageBurnsNoAttemptsAndTakesNothingFromTheLiving(t *testing.T) {
 	f.run(cfg)
 	f.run(cfg)
 	<-started
+	seen.eventually(t, events, 1) // a read that the kill cuts off strands entries, which wait for the handler below
 	require.NoError(t, server.Kill())
 	require.False(t, wait(t, 2*time.Second)) // three times MinIdle
 	require.NoError(t, server.Start(t.Context()))
-	seen.eventually(t, events, 1)
+	seen.eventually(t, f.publish(100), 1)
 	require.False(t, wait(t, 1500*time.Millisecond)) // the sweep would have taken it by now
 	require.Equal(t, 1, seen.count(events[0].ID), "the outage took work from a live consumer")
 	close(resume)

@@ -222,7 +222,8 @@ func TestOutageBurnsNoAttemptsAndTakesNothingFromTheLiving(t *testing.T) {
 	require.NoError(t, server.Kill())
 	require.False(t, wait(t, 2*time.Second)) // three times MinIdle
 	require.NoError(t, server.Start(t.Context()))
-	seen.eventually(t, f.publish(100), 1)
+	fresh := &fixture{t: t, rdb: testenv.RedisClient(t, server.URL()), topic: f.topic} // no connection of it is stale
+	seen.eventually(t, fresh.publish(100), 1)
 	require.False(t, wait(t, 1500*time.Millisecond)) // the sweep would have taken it by now
 	require.Equal(t, 1, seen.count(events[0].ID), "the outage took work from a live consumer")
 	close(resume)

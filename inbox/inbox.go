@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -13,7 +11,7 @@ import (
 
 	"github.com/streamkeel/streamkeel/consumergroup"
 	"github.com/streamkeel/streamkeel/internal/pgerr"
-	"github.com/streamkeel/streamkeel/internal/redisx"
+	"github.com/streamkeel/streamkeel/internal/pgtx"
 	"github.com/streamkeel/streamkeel/stream"
 )
 
@@ -90,52 +88,19 @@ func Handler(pool *pgxpool.Pool, fn func(ctx context.Context, tx pgx.Tx, e strea
 	return consumergroup.HandlerFunc(func(ctx context.Context, e stream.Event) error { return handle(ctx, pool, e, fn) })
 }
 
-// conflictTries is how often a transaction is run that loses against others.
-const conflictTries = 5
-
 func handle(ctx context.Context, pool *pgxpool.Pool, e stream.Event, fn func(context.Context, pgx.Tx, stream.Event) error) error {
 	delivery, ok := consumergroup.MetadataFrom(ctx)
 	if !ok {
 		return errors.New("inbox: the context is not that of a delivery; a test makes one with consumergroup.WithMetadata")
 	}
-	for try := 1; ; try++ {
-		err := handleOnce(ctx, pool, delivery.Group, e, fn)
-		if !pgerr.IsConflict(err) || try == conflictTries || !redisx.Pause(ctx, rand.N(time.Duration(try)*20*time.Millisecond)) {
+	return pgtx.Run(ctx, pool, "inbox", func(tx pgx.Tx) error {
+		first, err := Once(ctx, tx, delivery.Group, e)
+		switch {
+		case pgerr.IsNoTable(err):
+			return consumergroup.Unavailable(err) // until somebody migrates
+		case err != nil || !first:
 			return err
 		}
-	}
-}
-
-func handleOnce(ctx context.Context, pool *pgxpool.Pool, group string, e stream.Event, fn func(context.Context, pgx.Tx, stream.Event) error) error {
-	tx, err := pool.Begin(ctx)
-	if err != nil {
-		return unavailable(true, fmt.Errorf("inbox: begin: %w", err))
-	}
-	defer func() { // does nothing after a commit
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-		defer cancel()
-		_ = tx.Rollback(ctx) // the connection is closed where it fails
-	}()
-	first, err := Once(ctx, tx, group, e)
-	if err != nil || !first {
-		return unavailable(tx.Conn().IsClosed() || pgerr.IsNoTable(err), err)
-	}
-	if err := fn(ctx, tx, e); err != nil {
-		// A connection that broke because a statement of fn ran into a deadline is no outage.
-		late := ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded)
-		return unavailable(tx.Conn().IsClosed() && !late, err)
-	}
-	if err := tx.Commit(ctx); err != nil {
-		return unavailable(tx.Conn().IsClosed(), fmt.Errorf("inbox: commit: %w", err))
-	}
-	return nil
-}
-
-// unavailable marks an error as an outage of Postgres if the connection is lost, or the server says so. What fn
-// met elsewhere, such as a network error of another service, is not one.
-func unavailable(lost bool, err error) error {
-	if err != nil && !errors.Is(err, context.Canceled) && (lost || pgerr.Code(err) != "" && pgerr.IsUnavailable(err)) {
-		return consumergroup.Unavailable(err)
-	}
-	return err
+		return fn(ctx, tx, e)
+	})
 }

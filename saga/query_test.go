@@ -3,6 +3,7 @@ package saga_test
 import (
 	"context"
 	"errors"
+	"net"
 	"fmt"
 	"testing"
 	"time"
@@ -153,6 +154,30 @@ func TestOutageOfPostgresIsNoAttempt(t *testing.T) {
 	err = s.handler(t, checkout(s.flow())).Handle(ctx, place("o3"))
 	require.ErrorIs(t, err, context.Canceled)
 	require.NotEqual(t, consumergroup.UnavailableError, consumergroup.Classify(err))
+}
+
+// What a step meets elsewhere is its own failure: it would stop the consumer for ever as an
+// outage of Postgres.
+func TestFailureOfAnotherServiceIsAnAttemptOfTheStep(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	for name, fail := range map[string]func(context.Context, *saga.Tx) error{
+		"another service is away": func(context.Context, *saga.Tx) error {
+			return &net.OpError{Op: "dial", Err: errors.New("connection refused")}
+		},
+		"a statement takes longer than the step allows it": func(ctx context.Context, tx *saga.Tx) error {
+			ctx, cancel := context.WithTimeout(ctx, 10*time.Millisecond)
+			defer cancel()
+			_, err := tx.Exec(ctx, `SELECT pg_sleep(60)`)
+			return err
+		},
+	} {
+		flow := s.flow()
+		saga.Step(flow, "reserve", placed, func(ctx context.Context, tx *saga.Tx, _ stream.Event, _ order) error { return fail(ctx, tx) })
+		err := handle(s.handler(t, flow), place("o1"))
+		require.Error(t, err, name)
+		require.Equal(t, consumergroup.Transient, consumergroup.Classify(err), "%s: %v", name, err)
+	}
 }
 
 // Two steps that deadlock with each other are run again, by themselves.

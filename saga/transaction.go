@@ -5,15 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math/rand/v2"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/streamkeel/streamkeel/consumergroup"
 	"github.com/streamkeel/streamkeel/internal/pgerr"
-	"github.com/streamkeel/streamkeel/internal/redisx"
+	"github.com/streamkeel/streamkeel/internal/pgtx"
 	"github.com/streamkeel/streamkeel/stream"
 )
 
@@ -61,52 +58,19 @@ func (t *transaction) nested(ctx context.Context, s *Tx, fn func(context.Context
 	return err
 }
 
-// conflictTries is how often a transaction is run that loses against others.
-const conflictTries = 5
-
 // inTx runs fn in a transaction, again if it loses against another one, and says
 // consumergroup.Unavailable where Postgres is away.
 func (f *Flow) inTx(ctx context.Context, pool *pgxpool.Pool, fn func(context.Context, *transaction) error) error {
-	for try := 1; ; try++ {
-		observations, err := runTx(ctx, pool, fn)
-		if err == nil {
-			f.observe(ctx, observations)
-			return nil
-		}
-		if !pgerr.IsConflict(err) || try == conflictTries || !redisx.Pause(ctx, rand.N(time.Duration(try)*20*time.Millisecond)) {
-			return err
-		}
-	}
-}
-
-func runTx(ctx context.Context, pool *pgxpool.Pool, fn func(context.Context, *transaction) error) ([]Observation, error) {
-	tx, err := pool.Begin(ctx)
-	if err != nil {
-		return nil, unavailable(ctx, true, fmt.Errorf("saga: begin: %w", err))
-	}
-	defer func() {
-		rollback, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-		defer cancel()
-		_ = tx.Rollback(rollback) // after a commit it does nothing
-	}()
-	t := &transaction{tx: tx}
-	if err := fn(ctx, t); err != nil {
-		return nil, unavailable(ctx, tx.Conn().IsClosed(), err)
-	}
-	if err := tx.Commit(ctx); err != nil {
-		return nil, unavailable(ctx, tx.Conn().IsClosed(), fmt.Errorf("saga: commit: %w", err))
-	}
-	return t.observations, nil
-}
-
-// unavailable marks an error as an outage of Postgres, if it is one: the connection broke,
-// though not because the context ended, or the server says so.
-func unavailable(ctx context.Context, broken bool, err error) error {
-	if ctx.Err() == nil && (broken || pgerr.IsUnavailable(err)) {
-		return consumergroup.Unavailable(err)
-	}
+	var t *transaction
+	err := pgtx.Run(ctx, pool, "saga", func(tx pgx.Tx) error {
+		t = &transaction{tx: tx}
+		return fn(ctx, t)
+	})
 	if pgerr.IsNoTable(err) {
 		return fmt.Errorf("saga: the tables are missing, apply the migrations: %w", err)
+	}
+	if err == nil {
+		f.observe(ctx, t.observations)
 	}
 	return err
 }

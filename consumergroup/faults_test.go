@@ -67,15 +67,18 @@ func TestConsumerGoesOnByItselfAfterFaultsAndNothingIsCounted(t *testing.T) {
 				server := testenv.PrivateRedis(t, servers.RedisConfig{Quiet: true})
 				f := &fixture{t: t, rdb: testenv.RedisClient(t, server.URL()), topic: stream.Topic{Name: "orders", Namespace: testenv.Namespace(t)}}
 				var seen ledger
-				var counted, struck atomic.Bool
+				var counted atomic.Bool
+				struck := make(chan struct{})
 				var inHand atomic.Int32
 				cfg := f.config(consumergroup.HandlerFunc(func(ctx context.Context, e stream.Event) error {
 					if m, _ := consumergroup.MetadataFrom(ctx); m.Attempt != 1 {
 						counted.Store(true)
 					}
 					seen.add(e.ID)
-					for inHand.Add(1); !struck.Load() && ctx.Err() == nil; { // in hand while the fault strikes
-						time.Sleep(time.Millisecond)
+					inHand.Add(1)
+					select { // in hand while the fault strikes
+					case <-struck:
+					case <-ctx.Done():
 					}
 					return nil
 				}))
@@ -85,7 +88,7 @@ func TestConsumerGoesOnByItselfAfterFaultsAndNothingIsCounted(t *testing.T) {
 				require.Eventually(t, func() bool { return inHand.Load() >= 4 }, patience, time.Millisecond)
 				require.Eventually(t, func() bool { return f.rdb.HExists(t.Context(), f.keys(0).Hash, "checkpoint").Val() }, patience, time.Millisecond)
 				fault.strike(t, f)
-				struck.Store(true)
+				close(struck)
 				require.False(t, wait(t, time.Second))
 				if fault.heal != nil {
 					fault.heal(t, f)

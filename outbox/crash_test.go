@@ -95,7 +95,10 @@ type crasher struct {
 func (c *crasher) pass(p point) {
 	if p == c.order.Point && c.passed.Add(1) == c.order.After+1 {
 		_ = syscall.Kill(os.Getpid(), c.order.Signal)
-		time.Sleep(50 * time.Millisecond) // until the signal is there
+		if c.order.Signal == syscall.SIGKILL {
+			select {} // until it is there
+		}
+		time.Sleep(50 * time.Millisecond) // of which SIGSTOP takes what it wants
 	}
 }
 

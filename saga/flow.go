@@ -1,7 +1,6 @@
 package saga
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -163,7 +162,7 @@ func (f *Flow) graphFaults() (faults []error) {
 }
 
 // warnUncompensated says which steps cannot be undone.
-func (f *Flow) warnUncompensated(ctx context.Context) {
+func (f *Flow) warnUncompensated() {
 	var names []string
 	for _, s := range f.steps {
 		if s.undo == nil && !s.final && !s.nothingToUndo {
@@ -171,6 +170,6 @@ func (f *Flow) warnUncompensated(ctx context.Context) {
 		}
 	}
 	if len(names) > 0 {
-		f.log.Warn(ctx, "steps without compensation stay done when a saga is aborted", "", "steps", strings.Join(names, " "))
+		f.config.Logger.Warn("steps without compensation stay done when a saga is aborted", "flow", f.name, "steps", strings.Join(names, " "))
 	}
 }

@@ -29,7 +29,7 @@ func (f *Flow) Handler(pool *pgxpool.Pool) (consumergroup.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	f.warnUncompensated(context.Background())
+	f.warnUncompensated()
 	return &handler{f: f, pool: pool}, nil
 }
 

@@ -3,8 +3,8 @@ package saga_test
 import (
 	"context"
 	"errors"
-	"net"
 	"fmt"
+	"net"
 	"testing"
 	"time"
 

@@ -45,7 +45,7 @@ func openSite(ctx context.Context, cfg Config, say func(string, ...any)) (_ *sit
 		s.cleanup = append(s.cleanup, s.redis.Close)
 		s.redisURL = s.redis.URL()
 	} else {
-		s.cleanup = append(s.cleanup, s.deleteKeys)
+		s.cleanup = append(s.cleanup, func() error { return s.deleteKeys(context.WithoutCancel(ctx)) })
 	}
 	if cfg.PostgresURL == "" {
 		postgres, err := servers.StartPostgres(ctx, servers.PostgresConfig{Settings: map[string]string{"shared_buffers": "256MB", "max_wal_size": "4GB", "jit": "off"}})
@@ -95,8 +95,8 @@ func (s *site) makeDatabase(ctx context.Context) error {
 const cleanupTimeout = 20 * time.Second
 
 // deleteKeys removes everything that the demo wrote to a Redis that is not its own.
-func (s *site) deleteKeys() error {
-	ctx, cancel := context.WithTimeout(context.Background(), cleanupTimeout)
+func (s *site) deleteKeys(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, cleanupTimeout)
 	defer cancel()
 	opts, err := redis.ParseURL(s.redisURL)
 	if err != nil {

@@ -23,7 +23,7 @@ const patience = 20 * time.Second
 // fixture is a topic of its own on the shared Redis, and what a test does with it.
 type fixture struct {
 	t     testing.TB
-	rdb   *redis.Client
+	rdb   redis.UniversalClient
 	topic stream.Topic
 }
 

@@ -1,15 +1,12 @@
 package demo
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -20,33 +17,27 @@ import (
 	"github.com/streamkeel/streamkeel/internal/testenv"
 )
 
-// The test's program is the demo's worker too.
+// bin is the folder of the programs that the demo starts.
+var bin string
+
 func TestMain(m *testing.M) {
-	if config := os.Getenv(WorkerVar); config != "" {
-		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-		defer stop()
-		if err := Work(ctx, config); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		os.Exit(0)
+	var err error
+	if bin, err = os.MkdirTemp("", "streamkeel-demo-test-"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	}
+	defer os.RemoveAll(bin)
 	testenv.Main(m)
 }
 
-// daemons builds the daemons, once.
-// TestMain's process removes them with TMPDIR's other leftovers: see cleanUp.
-var daemons = sync.OnceValues(func() (dir string, err error) {
-	if dir, err = os.MkdirTemp("", "streamkeel-demo-test-"); err != nil {
-		return "", err
-	}
-	build := exec.Command("go", "build", "-buildvcs=false", "-o", dir+string(filepath.Separator), "./cmd/outbox-relay", "./cmd/reclaimer")
+// build builds the programs, once: without the race detector, which their packages' own tests have.
+var build = sync.OnceValue(func() error {
+	build := exec.Command("go", "build", "-buildvcs=false", "-o", bin+string(filepath.Separator), "./cmd/...")
 	build.Dir = filepath.Join("..", "..")
-	output, err := build.CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("%w: %s", err, output)
+	if output, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("%w: %s", err, output)
 	}
-	return dir, nil
+	return nil
 })
 
 func small(t *testing.T) Config {
@@ -55,11 +46,10 @@ func small(t *testing.T) Config {
 	testenv.RequireInstalled(t, err)
 	_, err = servers.FindRedis()
 	testenv.RequireInstalled(t, err)
-	bin, err := daemons()
-	require.NoError(t, err)
+	require.NoError(t, build())
 	return Config{
-		Events: 2000, Orders: 300, Seed: 7, MinIdle: time.Second, LeaseTTL: time.Second, Timeout: 4 * time.Minute,
-		Bin: bin, Self: os.Args[0],
+		Events: 1200, Orders: 150, Seed: 7, MinIdle: time.Second, LeaseTTL: time.Second, Timeout: 4 * time.Minute,
+		Bin: bin, Self: filepath.Join(bin, "streamkeel"),
 	}
 }
 
@@ -117,7 +107,6 @@ func TestCheckerFindsWhatIsBrokenOnPurpose(t *testing.T) {
 func TestDemoOnServersOfOthersLeavesNothingBehind(t *testing.T) {
 	t.Parallel()
 	cfg := small(t)
-	cfg.Events, cfg.Orders = 1200, 200
 	cfg.RedisURL, cfg.PostgresURL = testenv.RedisURL(t), testenv.PostgresURL(t)
 	report := run(t, cfg)
 	require.True(t, report.Passed(), "%v", report.Invalid)

@@ -83,6 +83,8 @@ func (a *app) demo(ctx context.Context, cfg demo.Config) error {
 	report, err := demo.Run(ctx, cfg, status.say, status.progress)
 	status.end()
 	switch {
+	case err != nil && ctx.Err() != nil:
+		return unfinished{errors.New("demo: interrupted, so that nothing is proven; its servers are gone")}
 	case errors.Is(err, servers.ErrNotInstalled), errors.Is(err, os.ErrNotExist):
 		return command.Unfit(err)
 	case err != nil:

@@ -188,6 +188,8 @@ func TestBadInputIsOneLineThatSaysWhatToDo(t *testing.T) {
 		"seek unasked":       {"groups seek --topic orders --group billing --to end", []string{"say --yes"}},
 		"delete unasked":     {"groups delete --topic orders --group billing", []string{"say --yes"}},
 		"no such partition":  {"pending --partition 7", []string{"--partition 7", "0 to 1"}},
+		"small demo":         {"demo --events 5 --orders 1 --timeout 1s --break it", []string{"--events 5", "--orders 1", "--timeout 1s", `--break "it"`}},
+		"demo elsewhere":     {"demo --redis-url redis://127.0.0.1:1", []string{"STREAMKEEL_TEST_REDIS_URL"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

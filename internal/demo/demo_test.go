@@ -1,6 +1,7 @@
 package demo
 
 import (
+	"bufio"
 	"fmt"
 	"os"
 	"os/exec"
@@ -129,4 +130,30 @@ func TestConfigReportsEveryFault(t *testing.T) {
 	for _, text := range []string{"--events 1 must", "--orders 1 must", "--min-idle 0s must", "--lease-ttl 0s must", "--timeout 0s must", "go together", `--break "x" is none of ack-before-handle`} {
 		require.ErrorContains(t, err, text)
 	}
+}
+
+func TestInterruptedDemoProvesNothingAndLeavesNothingBehind(t *testing.T) {
+	t.Parallel()
+	_ = small(t) // builds the programs
+	temp, err := os.MkdirTemp("", "streamkeel-demo-test-")
+	require.NoError(t, err)
+	defer func() { require.NoError(t, os.RemoveAll(temp)) }()
+	require.NoError(t, os.Chmod(temp, 0o755)) // Postgres, where it is not this user, must reach it
+	cmd := exec.Command(filepath.Join(bin, "streamkeel"), "demo")
+	cmd.Env = append(os.Environ(), "TMPDIR="+temp, "STREAMKEEL_TEST_REDIS_URL=", "STREAMKEEL_TEST_POSTGRES_URL=")
+	stderr, err := cmd.StderrPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	lines := bufio.NewScanner(stderr)
+	var last string
+	for lines.Scan() {
+		if last = lines.Text(); strings.HasPrefix(last, "publish ") {
+			require.NoError(t, cmd.Process.Signal(os.Interrupt))
+		}
+	}
+	require.ErrorContains(t, cmd.Wait(), "exit status 1")
+	require.Contains(t, last, "interrupted")
+	left, err := os.ReadDir(temp)
+	require.NoError(t, err)
+	require.Empty(t, left)
 }

@@ -58,8 +58,11 @@ func eachHash(ctx context.Context, rdb redis.UniversalClient, keys []Keys, what 
 	for _, k := range keys {
 		queue(pipe, k.Hash)
 	}
-	if _, err := pipe.Exec(ctx); err != nil && !redisx.IsNil(err) {
-		return fmt.Errorf("pel: %s group %s: %w", what, keys[0].Group, err)
+	cmds, _ := pipe.Exec(ctx) // each command has its own error, and the first may be that there is no field
+	for _, cmd := range cmds {
+		if err := cmd.Err(); err != nil && !redisx.IsNil(err) {
+			return fmt.Errorf("pel: %s group %s: %w", what, keys[0].Group, err)
+		}
 	}
 	return nil
 }

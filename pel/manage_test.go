@@ -1,6 +1,7 @@
 package pel_test
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -25,6 +26,9 @@ func TestPauseIsPerGroupAndStream(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, []bool{false}, paused)
 	require.NoError(t, pel.Pause(t.Context(), f.rdb))
+	require.NoError(t, f.rdb.Set(t.Context(), other.Hash, "no hash", 0).Err())
+	_, err = pel.Paused(t.Context(), f.rdb, f.keys, other)
+	require.ErrorContains(t, err, "WRONGTYPE", "it is not hidden behind a field that is not there")
 }
 
 func TestSeekMovesPositionCheckpointAndLease(t *testing.T) {
@@ -59,6 +63,19 @@ func TestSeekMovesPositionCheckpointAndLease(t *testing.T) {
 	}
 	require.ErrorIs(t, pel.Seek(ctx, f.rdb, f.keys, "yesterday"), stream.ErrInvalid)
 	require.Error(t, pel.Seek(ctx, f.rdb, pel.KeysOf(f.keys.Stream, "nobody"), "0"))
+}
+
+func TestDeleteSparesAGroupWhoseConsumerHasOnlyJustBegun(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	namespace, _, _ := strings.Cut(f.keys.Stream, ":")
+	topic := stream.Topic{Name: "orders", Namespace: namespace}
+	f.deliver("new")
+	require.Zero(t, f.rdb.Exists(t.Context(), f.keys.Members).Val(), "no heartbeat yet")
+	err := pel.Delete(t.Context(), f.rdb, topic, "billing", pel.DeleteConfig{})
+	require.ErrorIs(t, err, pel.ErrGroupInUse)
+	require.EqualValues(t, 1, f.pending(f.keys.Stream))
+	require.NoError(t, pel.Delete(t.Context(), f.rdb, topic, "billing", pel.DeleteConfig{Force: true}))
 }
 
 func TestDeleteRemovesAGroupThatNobodyServes(t *testing.T) {

@@ -90,7 +90,7 @@ func TestConsumerRoleIsAllThatAConsumerNeeds(t *testing.T) {
 	})
 	cancel()
 	require.NoError(t, <-ended)
-	commandtest.RequireExact(t, admin, "consumer", "xrevrange", "exists")
+	commandtest.RequireExact(t, admin, "consumer", "xrevrange", "exists", "xgroup|setid")
 	for _, denied := range [][]any{{"xgroup", "destroy", "sk:orders.0", "billing"}, {"del", "sk:orders.0"}, {"flushall"}, {"keys", "*"}, {"xadd", "other", "*", "a", "b"}} {
 		require.ErrorContains(t, user.Do(t.Context(), denied...).Err(), "NOPERM", denied)
 	}
@@ -105,10 +105,16 @@ func TestReclaimerRoleIsAllThatTheReclaimerNeeds(t *testing.T) {
 	// One retry that is due, and one entry that was trimmed while it was pending.
 	require.NoError(t, admin.XTrimMaxLen(t.Context(), g.topic.StreamKey(0), 1).Err())
 	require.NoError(t, admin.ZAdd(t.Context(), g.keys(1).Due, redis.Z{Score: 1, Member: "no retry"}).Err())
+	// And a lag that is wrong, as after a restart.
+	last, err := admin.XInfoStream(t.Context(), g.topic.StreamKey(1)).Result()
+	require.NoError(t, err)
+	require.NoError(t, admin.Do(t.Context(), "xgroup", "setid", g.topic.StreamKey(1), g.name, last.LastGeneratedID, "entriesread", 0).Err())
 	forget(t, admin)
 	d := commandtest.Serve(t, run, nil, anyPort("--redis-url="+redisURL, "--keep=1ms")...)
 	addr := d.Addr()
-	g.eventually("everything is taken over", func(t pel.Totals) bool { return t.Pending == 0 && t.Due == 0 && t.Retry+t.Letters == 5 })
+	g.eventually("everything is taken over", func(t pel.Totals) bool {
+		return t.Pending == 0 && t.Due == 0 && t.Retry+t.Letters == 5 && t.LagKnown && t.Lag == 0
+	})
 	commandtest.Eventually(t, addr, "/metrics", 200, `streamkeel_backlog_up{namespace="sk"} 1`)
 	commandtest.Eventually(t, addr, "/readyz", 200, "ready")
 	g.eventually("the names of the dead go", func(pel.Totals) bool {

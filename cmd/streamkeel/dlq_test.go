@@ -287,7 +287,7 @@ func TestOperatorAndObserverRolesAreAllThatTheCommandLineNeeds(t *testing.T) {
 	s.call(dlqArgs("redrive", refs[0])...)
 	s.call(dlqArgs("purge", "--yes", refs[1])...)
 	s.call(dlqArgs("import", file)...)
-	for _, steered := range []string{"pause", "resume", "seek --to=end --yes", "delete --yes"} {
+	for _, steered := range []string{"pause", "resume", "seek --to=end --yes", "delete --yes --force"} {
 		s.call(strings.Fields("groups " + steered + " --topic=orders --group=billing")...)
 	}
 	commandtest.RequireExact(t, admin, "operator")

@@ -25,8 +25,8 @@ if not last then
   return ''
 end
 if lag and lag > 0 then
-  local reply, info = redis.call('XINFO', 'STREAM', KEYS[1]), {}
-  for i = 1, #reply, 2 do
+  local reply, info = redis.pcall('XINFO', 'STREAM', KEYS[1]), {}
+  for i = 1, #reply, 2 do -- nothing where it is an error
     info[reply[i]] = reply[i + 1]
   end
   if info['last-generated-id'] == last then

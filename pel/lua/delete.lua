@@ -5,9 +5,31 @@
 -- ARGV  1 group  2 ms of silence after which a consumer does not live  3 '1' to delete
 --       whoever lives  4 '1' to delete the letters too
 -- Reply the number of living consumers, where that kept it from deleting; else 0
-local living = redis.call('ZCOUNT', KEYS[2], now() - tonumber(ARGV[2]), '+inf')
-if living > 0 and ARGV[3] ~= '1' then
-  return living
+if ARGV[3] ~= '1' then
+  local heard, living = {}, 0
+  local function hear(name)
+    if not heard[name] then
+      heard[name], living = true, living + 1
+    end
+  end
+  for _, name in ipairs(redis.call('ZRANGE', KEYS[2], now() - tonumber(ARGV[2]), '+inf', 'BYSCORE')) do
+    hear(name)
+  end
+  for _, key in ipairs({ KEYS[1], KEYS[4] }) do -- one that began just now has read, and told nothing yet
+    local consumers = redis.pcall('XINFO', 'CONSUMERS', key, ARGV[1])
+    for _, c in ipairs(consumers.err and {} or consumers) do
+      local info = {}
+      for i = 1, #c, 2 do
+        info[c[i]] = c[i + 1]
+      end
+      if info.idle < tonumber(ARGV[2]) then
+        hear(info.name)
+      end
+    end
+  end
+  if living > 0 then
+    return living
+  end
 end
 if redis.call('EXISTS', KEYS[1]) == 1 then
   redis.call('XGROUP', 'DESTROY', KEYS[1], ARGV[1])

@@ -54,7 +54,7 @@ func TestParkedKeyWaitsInOrderAndComesBackInOrder(t *testing.T) {
 	run()
 	b.changes(2)
 	w.failed(6)
-	require.NotEmpty(t, seen.of(Refused))
+	seen.eventually(t, Refused)
 
 	list, err := ListFailed(t.Context(), w.pool, FailedFilter{Key: "k1"})
 	require.NoError(t, err)

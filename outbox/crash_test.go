@@ -312,6 +312,12 @@ func (r *recorder) Observe(_ context.Context, o Observation) {
 	}
 }
 
+// eventually waits until the moment is told: the tables may show it before.
+func (r *recorder) eventually(t testing.TB, m Moment) {
+	t.Helper()
+	require.Eventually(t, func() bool { return len(r.of(m)) > 0 }, patience, 10*time.Millisecond, "nobody was told: %s", m)
+}
+
 func (r *recorder) of(m Moment) (list []Observation) {
 	if all := r.seen.Load(); all != nil {
 		for _, o := range *all {

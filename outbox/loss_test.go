@@ -148,7 +148,7 @@ func TestTailThatRedisLostInAFailoverIsPublishedAgain(t *testing.T) {
 			}
 		}
 	}
-	require.NotEmpty(t, seen.of(Rewound))
+	seen.eventually(t, Rewound)
 	require.Empty(t, seen.of(Stopped))
 	b.verifyEach(3)
 }
@@ -213,7 +213,7 @@ func TestRelayStopsAtARedisThatKnowsNothing(t *testing.T) {
 			require.NoError(t, w.rdb.FlushAll(t.Context()).Err())
 			b.changes(4)
 			stop := w.stopped(ReasonLoss)
-			require.NotEmpty(t, seen.of(Stopped))
+			seen.eventually(t, Stopped)
 			require.EqualValues(t, 12, stop.Rows)
 			require.Positive(t, stop.Bytes)
 			require.Empty(t, w.ids())
@@ -227,7 +227,7 @@ func TestRelayStopsAtARedisThatKnowsNothing(t *testing.T) {
 				w.eventually(4)
 			}
 			require.Eventually(t, func() bool { return w.rows("relay_stop") == 0 }, patience, 10*time.Millisecond)
-			require.NotEmpty(t, seen.of(Resumed))
+			seen.eventually(t, Resumed)
 
 			// The decision held for one time.
 			require.NoError(t, w.rdb.FlushAll(t.Context()).Err())

@@ -48,7 +48,7 @@ func TestRowsWaitWhileRedisIsAway(t *testing.T) {
 		n := len(w.ids())
 		w.eventuallyMore(n + 50)
 		require.NoError(t, server.Kill())
-		require.Eventually(t, func() bool { return len(seen.of(Waiting)) > 0 }, patience, 10*time.Millisecond)
+		seen.eventually(t, Waiting)
 		require.NoError(t, server.Start(t.Context()))
 	}
 	n := len(w.ids())
@@ -80,7 +80,7 @@ func TestRowsWaitWhileRedisHasNoMemory(t *testing.T) {
 	b.verifyEach(1)
 	require.NoError(t, w.rdb.ConfigSet(t.Context(), "maxmemory", "1").Err())
 	b.changes(12)
-	require.Eventually(t, func() bool { return len(seen.of(Waiting)) > 0 }, patience, 10*time.Millisecond)
+	seen.eventually(t, Waiting)
 	require.Len(t, w.ids(), 12)
 	require.NoError(t, w.rdb.ConfigSet(t.Context(), "maxmemory", "0").Err())
 	b.verify()
@@ -127,7 +127,7 @@ func TestStreamThatCannotBeWrittenHoldsUpItsShardOnly(t *testing.T) {
 	}
 	require.NoError(t, w.rdb.Del(t.Context(), w.topic.StreamKey(0)).Err())
 	b.verify()
-	require.NotEmpty(t, seen.of(Resumed))
+	seen.eventually(t, Resumed)
 }
 
 // Relays of two databases would mix their positions up: the second one stops.

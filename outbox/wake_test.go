@@ -96,7 +96,7 @@ func TestBatchCountsAsPublishedWhenReplicasHaveIt(t *testing.T) {
 	f.lag()
 	published := len(seen.of(Published))
 	b.changes(12)
-	require.Eventually(t, func() bool { return len(seen.of(Waiting)) > 0 }, patience, 10*time.Millisecond)
+	seen.eventually(t, Waiting)
 	require.ErrorIs(t, seen.of(Waiting)[0].Err, stream.ErrNotDurable)
 	require.Len(t, seen.of(Published), published)
 	f.follow()

@@ -1,6 +1,8 @@
 package pel_test
 
 import (
+	"context"
+	"os"
 	"testing"
 	"time"
 
@@ -182,4 +184,79 @@ func TestLimitsAreValidated(t *testing.T) {
 	_, err := pel.NewReclaimer(nil, pel.Limits{MinIdle: time.Millisecond, MaxDeliveries: -1}, nil)
 	require.ErrorContains(t, err, "MinIdle 1ms")
 	require.ErrorContains(t, err, "MaxDeliveries -1")
+}
+
+// What was moved leaves the list in the same call, though a later entry cannot be moved.
+func TestSweepThatFailsInTheMiddleMovesNothingTwice(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	reach := f.reached(minIdle)
+	first, second, often, last := f.deliver("dead"), f.deliver("dead"), f.deliver("dead"), f.deliver("dead")
+	f.age("dead", first.ID.String(), second.ID.String(), often.ID.String(), last.ID.String())
+	require.NoError(t, f.rdb.Do(t.Context(), "xclaim", f.keys.Stream, "billing", "dead", 0, often.ID.String(), "idle", 3_600_000, "retrycount", 5, "justid").Err())
+	require.NoError(t, f.rdb.Set(t.Context(), f.keys.Dead, "no stream", 0).Err())
+
+	r, err := pel.NewReclaimer(f.rdb, pel.Limits{MinIdle: minIdle, MaxDeliveries: 5}, reach)
+	require.NoError(t, err)
+	for range 2 {
+		require.ErrorContains(t, r.Sweep(t.Context(), f.keys, func(pel.Reclaimed) {}), "WRONGTYPE")
+		require.EqualValues(t, 2, f.length(f.keys.Retry), "each once")
+		require.EqualValues(t, 2, f.pending(f.keys.Stream), "what cannot be moved, and what is behind it")
+	}
+	require.NoError(t, f.rdb.Del(t.Context(), f.keys.Dead).Err())
+	require.NoError(t, r.Sweep(t.Context(), f.keys, func(pel.Reclaimed) {}))
+	require.EqualValues(t, 3, f.length(f.keys.Retry))
+	require.EqualValues(t, 1, f.length(f.keys.Dead))
+	require.Zero(t, f.pending(f.keys.Stream))
+}
+
+// slow times out calls that may move more entries than it can.
+type slow struct{ can, calls int }
+
+func (s *slow) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (s *slow) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+func (s *slow) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		args := cmd.Args()
+		if cmd.Name() == "evalsha" || cmd.Name() == "eval" {
+			s.calls++
+			const mostToMove = 3 + 5 + 5
+			if most, ok := args[mostToMove].(int); ok && most > s.can {
+				cmd.SetErr(os.ErrDeadlineExceeded)
+				return os.ErrDeadlineExceeded
+			}
+		}
+		return next(ctx, cmd)
+	}
+}
+
+func TestSweepMovesFewerAtOnceWhereCallsTimeOut(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	reach := f.reached(minIdle)
+	idle := f.deliver("dead")
+	f.age("dead", idle.ID.String())
+	for _, c := range []struct {
+		can   int
+		moves bool
+	}{{5, false}, {30, true}} {
+		rdb := testenv.RedisClient(t, testenv.RedisURL(t))
+		server := &slow{can: c.can}
+		rdb.AddHook(server)
+		r, err := pel.NewReclaimer(rdb, pel.Limits{MinIdle: minIdle}, reach)
+		require.NoError(t, err)
+		err = r.Sweep(t.Context(), f.keys, func(pel.Reclaimed) {})
+		if c.moves {
+			require.NoError(t, err)
+			require.Zero(t, f.pending(f.keys.Stream))
+			continue
+		}
+		require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+		require.Less(t, server.calls, 10, "it gives up")
+		require.EqualValues(t, 1, f.pending(f.keys.Stream))
+	}
 }

@@ -112,17 +112,20 @@ func NewReclaimer(rdb redis.UniversalClient, limits Limits, reach *Reach) (*Recl
 	return &Reclaimer{rdb: rdb, limits: limits, reach: reach}, nil
 }
 
-// Bounds of a sweep's steps: what one call looks at, and the pause after one that moved
-// something, so that consumers get their turn.
+// Bounds of a sweep's steps: what one call looks at, to how few entries a call shrinks
+// when calls time out, and the part of a call's time that the sweep pauses after one that
+// moved something, so that the server never works for the sweep alone.
 const (
-	sweepExamine = 500
-	sweepPause   = time.Millisecond
+	sweepExamine  = 200
+	sweepFewest   = callEntries / 8
+	sweepPauseFor = 5
 )
 
 // Sweep goes once through the pending lists of the group, of the topic's stream and of
 // the retry stream, in bounded calls, and reports each entry that it took to fn. Where the
-// server was not in reach without a gap for MinIdle it does nothing. An error ends the
-// sweep; the next one starts over.
+// server was not in reach without a gap for MinIdle it does nothing. A call that times out
+// is repeated with half as many entries, a few times; any other error ends the sweep, and
+// the next one starts over.
 func (r *Reclaimer) Sweep(ctx context.Context, k Keys, fn func(Reclaimed)) error {
 	return r.sweep(ctx, k, false, fn)
 }
@@ -135,13 +138,19 @@ func (r *Reclaimer) SweepOrdered(ctx context.Context, k Keys, fn func(Reclaimed)
 }
 
 func (r *Reclaimer) sweep(ctx context.Context, k Keys, ordered bool, fn func(Reclaimed)) error {
+	most := callEntries
 	for _, from := range []string{k.Stream, k.Retry} {
 		cursor := "-"
 		for cursor != "" {
 			if r.reach.Since(k.Stream) < r.limits.MinIdle {
 				return nil
 			}
-			taken, next, err := r.step(ctx, k, ordered, from, cursor)
+			began := time.Now()
+			taken, next, err := r.step(ctx, k, ordered, from, cursor, most)
+			if redisx.IsTimeout(err) && most > sweepFewest && ctx.Err() == nil {
+				most /= 2
+				continue
+			}
 			if redisx.IsNoGroup(err) {
 				break
 			}
@@ -152,7 +161,7 @@ func (r *Reclaimer) sweep(ctx context.Context, k Keys, ordered bool, fn func(Rec
 				fn(one)
 			}
 			cursor = next
-			if cursor != "" && len(taken) > 0 && !redisx.Pause(ctx, sweepPause) {
+			if cursor != "" && len(taken) > 0 && !redisx.Pause(ctx, time.Since(began)/sweepPauseFor) {
 				return ctx.Err()
 			}
 		}
@@ -160,10 +169,10 @@ func (r *Reclaimer) sweep(ctx context.Context, k Keys, ordered bool, fn func(Rec
 	return nil
 }
 
-func (r *Reclaimer) step(ctx context.Context, k Keys, ordered bool, from, cursor string) (taken []Reclaimed, next string, err error) {
+func (r *Reclaimer) step(ctx context.Context, k Keys, ordered bool, from, cursor string, most int) (taken []Reclaimed, next string, err error) {
 	reply, err := reclaimScript.Run(ctx, r.rdb, []string{from, k.Retry, k.Dead, k.Hash, k.Attempts},
 		k.Group, r.limits.MinIdle.Milliseconds(), r.limits.MaxDeliveries, cursor,
-		sweepExamine, callEntries, callBytes, flag(from == k.Retry), flag(ordered)).Slice()
+		sweepExamine, most, callBytes, flag(from == k.Retry), flag(ordered)).Slice()
 	if err != nil {
 		return nil, "", err
 	}

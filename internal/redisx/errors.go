@@ -109,6 +109,12 @@ func IsAmbiguous(err error) bool {
 	return !errors.Is(err, redis.ErrPoolTimeout) && !errors.Is(err, redis.ErrPoolExhausted) && !errors.Is(err, redis.ErrClosed)
 }
 
+// IsTimeout reports whether a reply did not come in time.
+func IsTimeout(err error) bool {
+	var netErr net.Error
+	return errors.As(err, &netErr) && netErr.Timeout()
+}
+
 func isNetwork(err error) bool {
 	if errors.Is(err, context.Canceled) {
 		return false

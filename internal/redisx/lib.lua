@@ -15,15 +15,30 @@ local function ms(t)
 end
 
 -- split takes an entry's flat fields apart: the event's own fields in order, and
--- Streamkeel's bookkeeping by name, without its prefix.
+-- Streamkeel's bookkeeping by name, without its prefix "sk-". Names repeat: each is looked
+-- at once a call. An entry without bookkeeping, as most are, is not copied.
+local booked = {}
 local function split(fields)
-  local event, book = {}, {}
+  local book, event, n = {}, fields, 0
   for i = 1, #fields, 2 do
-    if string.sub(fields[i], 1, 3) == 'sk-' then
-      book[string.sub(fields[i], 4)] = fields[i + 1]
-    else
-      event[#event + 1] = fields[i]
-      event[#event + 1] = fields[i + 1]
+    local name = fields[i]
+    local short = booked[name]
+    if short == nil then
+      short = string.sub(name, 1, 3) == 'sk-' and string.sub(name, 4)
+      booked[name] = short
+    end
+    if short then
+      book[short] = fields[i + 1]
+      if event == fields then
+        event = {}
+        while n < i - 1 do
+          n = n + 1
+          event[n] = fields[n]
+        end
+      end
+    elseif event ~= fields then
+      event[n + 1], event[n + 2] = name, fields[i + 1]
+      n = n + 2
     end
   end
   return event, book
@@ -45,9 +60,10 @@ local function add(key, event, book)
     book.packed = cmsgpack.pack(event)
   end
   local n = #args
-  for _, name in ipairs(BOOK) do
-    if book[name] and book[name] ~= '' then
-      args[n + 1], args[n + 2] = 'sk-' .. name, book[name]
+  for i = 1, #BOOK do
+    local value = book[BOOK[i]]
+    if value and value ~= '' then
+      args[n + 1], args[n + 2] = 'sk-' .. BOOK[i], value
       n = n + 2
     end
   end

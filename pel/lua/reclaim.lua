@@ -22,61 +22,95 @@ local group, idle, most = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local examine, limit, budget = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local own, ordered = ARGV[8] == '1', ARGV[9] == '1'
 local time = ms(now())
+local bytes = 0
 if ordered and (tonumber(redis.call('HGET', KEYS[4], 'lease-until')) or 0) > now() then
   return { '', 0 }
 end
 
 local page = redis.call('XPENDING', stream, group, ARGV[4], '+', examine)
-local reply = { '', 0 }
-local looked, taken, bytes, nextid = 0, 0, 0, ''
-for _, p in ipairs(page) do
-  local id, consumer, quiet, deliveries = p[1], p[2], p[3], p[4]
-  if taken >= limit or bytes >= budget then
-    nextid = id
+
+-- body returns the fields of page[i], or nothing where it is gone. It fetches some ahead: what is
+-- pending mostly stands together, and a call for each costs as much as all the rest.
+local AHEAD, bodies = 8, {}
+local function body(i)
+  local id = page[i][1]
+  if not bodies[id] then
+    bodies = {}
+    local last = page[math.min(i + AHEAD - 1, #page)][1]
+    for _, entry in ipairs(redis.call('XRANGE', stream, id, last, 'COUNT', AHEAD)) do
+      bodies[entry[1]] = entry[2]
+    end
+  end
+  return bodies[id]
+end
+
+-- take puts page[i] where it belongs, and answers where that is; nothing where it stays.
+local function take(i)
+  local id, consumer, deliveries = page[i][1], page[i][2], page[i][4]
+  local fields = body(i)
+  if not fields then
+    add(dead, {}, {
+      origin = stream .. '/' .. id, group = group, consumer = consumer, deliveries = tostring(deliveries),
+      reason = 'trimmed', error = 'the entry was trimmed while it was pending', died = time,
+    })
+    return 'trimmed', deliveries
+  end
+  if ordered then
+    return
+  end
+  local event, book = split(fields)
+  if not own then
+    book = {} -- bookkeeping in the topic's own stream is not ours
+  end
+  bytes = bytes + size(event)
+  deliveries = deliveries + (tonumber(book.deliveries) or 0)
+  book.deliveries = tostring(deliveries)
+  book.origin = book.origin or (stream .. '/' .. id)
+  if deliveries < most then
+    add(retry, event, book)
+    return 'moved', deliveries
+  end
+  book.group, book.consumer, book.reason, book.died = group, consumer, 'deliveries', time
+  book.error = 'handed over ' .. deliveries .. ' times, and every consumer went silent'
+  add(dead, event, book)
+  return 'deliveries', deliveries
+end
+
+-- What was put elsewhere leaves the list, also where a later one cannot be put there.
+local reply, ids, failed = { '', 0 }, {}, nil
+local looked, nextid = 0, ''
+for i, p in ipairs(page) do
+  if #ids >= limit or bytes >= budget then
+    nextid = p[1]
     break
   end
   looked = looked + 1
-  if quiet >= idle then
-    local entry = redis.call('XRANGE', stream, id, id)[1]
-    local outcome
-    if not entry then
-      outcome = 'trimmed'
-      add(dead, {}, {
-        origin = stream .. '/' .. id, group = group, consumer = consumer, deliveries = tostring(deliveries),
-        reason = 'trimmed', error = 'the entry was trimmed while it was pending', died = time,
-      })
-    elseif not ordered then
-      local event, book = split(entry[2])
-      if not own then
-        book = {} -- bookkeeping in the topic's own stream is not ours
-      end
-      bytes = bytes + size(event)
-      deliveries = deliveries + (tonumber(book.deliveries) or 0)
-      book.deliveries = tostring(deliveries)
-      book.origin = book.origin or (stream .. '/' .. id)
-      if deliveries >= most then
-        outcome = 'deliveries'
-        book.group, book.consumer, book.reason, book.died = group, consumer, 'deliveries', time
-        book.error = 'handed over ' .. deliveries .. ' times, and every consumer went silent'
-        add(dead, event, book)
-      else
-        outcome = 'moved'
-        add(retry, event, book)
-      end
+  if p[3] >= idle then
+    local ok, outcome, deliveries = pcall(take, i)
+    if not ok then
+      failed = outcome
+      break
     end
     if outcome then
-      redis.call('XACK', stream, group, id)
-      if ordered then
-        redis.call('HDEL', KEYS[5], own and 'retry/' .. id or id)
-      end
-      if own then
-        redis.call('XDEL', stream, id)
-      end
-      taken = taken + 1
+      ids[#ids + 1] = p[1]
       local n = #reply
-      reply[n + 1], reply[n + 2], reply[n + 3], reply[n + 4] = outcome, id, consumer, deliveries
+      reply[n + 1], reply[n + 2], reply[n + 3], reply[n + 4] = outcome, p[1], p[2], deliveries
     end
   end
+end
+if #ids > 0 then
+  redis.call('XACK', stream, group, unpack(ids))
+  if own then
+    redis.call('XDEL', stream, unpack(ids))
+  end
+end
+if ordered then
+  for _, id in ipairs(ids) do
+    redis.call('HDEL', KEYS[5], own and 'retry/' .. id or id)
+  end
+end
+if failed then
+  error(failed)
 end
 if nextid == '' and #page == examine then
   nextid = '(' .. page[#page][1]

@@ -81,10 +81,7 @@ func (c *Consumer) ackCmds(ctx context.Context, lanes []*lane, age time.Duration
 func (c *Consumer) sendAcks(ctx context.Context, age time.Duration) {
 	for _, l := range c.lanes {
 		if c.cfg.Ordered {
-			h := l.p.holding.Load()
-			if acks := c.heldAcks(l, h, age); len(acks) > 0 {
-				c.heldAcksEnded(ctx, l, h, acks, l.p.lessor.Ack(ctx, h.lease(), l.key, idsOf(acks)))
-			}
+			c.sendHeldAcks(ctx, l, age)
 			continue
 		}
 		if !l.retry {
@@ -98,6 +95,19 @@ func (c *Consumer) sendAcks(ctx context.Context, age time.Duration) {
 			_, err := l.p.settler.AckRetries(ctx, idsOf(acks))
 			c.ackEnded(ctx, l, acks, err)
 		}
+	}
+}
+
+// sendHeldAcks sends acks of a leased partition. Until they are there the lease is not given
+// up, or they would come too late, and the next owner would handle all of it again.
+func (c *Consumer) sendHeldAcks(ctx context.Context, l *lane, age time.Duration) {
+	h := l.p.holding.Load()
+	if h != nil {
+		h.io.Lock()
+		defer h.io.Unlock()
+	}
+	if acks := c.heldAcks(l, h, age); len(acks) > 0 {
+		c.heldAcksEnded(ctx, l, h, acks, l.p.lessor.Ack(ctx, h.lease(), l.key, idsOf(acks)))
 	}
 }
 
@@ -172,6 +182,9 @@ func (c *Consumer) extend(ctx context.Context, l *lane, ds []*delivery) {
 	began := time.Now()
 	answers, err := l.p.settler.Extend(ctx, l.key, ids)
 	if err != nil {
+		if redisx.IsUnavailable(err) {
+			c.keeper.reach.Lost(l.p.keys.Stream)
+		}
 		if ctx.Err() == nil {
 			c.log.Error(ctx, "heartbeat failed", l.key, err)
 		}

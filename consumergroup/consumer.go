@@ -44,6 +44,7 @@ type Consumer struct {
 	log        *quiet.Log
 	partitions []*partition
 	lanes      map[string]*lane // by stream key
+	keeper     *Upkeep
 
 	started  atomic.Bool
 	work     chan *delivery
@@ -93,6 +94,7 @@ func New(rdb redis.UniversalClient, config Config) (*Consumer, error) {
 			}
 		}
 	}
+	c.keeper = c.newKeeper()
 	return c, nil
 }
 
@@ -129,7 +131,7 @@ func (c *Consumer) run(ctx context.Context) error {
 	beatCtx, stopBeating := context.WithCancel(endCtx)
 	defer stopBeating()
 
-	var readers, workers, keepers, beats sync.WaitGroup
+	var readers, workers, keepers, tellers, leaving sync.WaitGroup
 	for _, r := range c.readers() {
 		readers.Go(func() { r.run(ctx, workCtx, endCtx) })
 	}
@@ -137,26 +139,30 @@ func (c *Consumer) run(ctx context.Context) error {
 		workers.Go(func() { c.worker(workCtx, endCtx) })
 	}
 	keepers.Go(func() { c.flushAcks(endCtx) })
-	beats.Go(func() { c.beat(beatCtx) })
+	tellers.Go(func() { c.beat(beatCtx) })
 	keepers.Go(func() { c.redeclare(ctx) })
 	keepers.Go(func() { c.watchPause(ctx) })
 	if c.cfg.Ordered {
-		keepers.Go(func() { c.balance(ctx, endCtx) })
+		tellers.Go(func() { c.balance(ctx, endCtx, &leaving) })
 		keepers.Go(func() { c.renewLeases(endCtx) })
 		keepers.Go(func() { c.wakeDue(ctx) })
 	}
-	if !c.cfg.DisableUpkeep {
-		keepers.Go(func() { c.upkeep().Run(ctx) })
+	switch {
+	case !c.cfg.DisableUpkeep:
+		keepers.Go(func() { c.keeper.Run(ctx) })
+	case c.cfg.Ordered: // whether a lease may be taken depends on it
+		keepers.Go(func() { c.keeper.watch(ctx) })
 	}
 
 	<-ctx.Done()
 	close(c.draining)
 	stillRunning := c.drain(&readers, &workers, stopHandlers)
 	stopBeating()
-	beats.Wait() // or a last beat would tell that it lives after it has left
+	tellers.Wait() // or it would tell that it lives, or take a lease, after it has left
 	c.leave(endCtx)
 	end()
 	keepers.Wait()
+	leaving.Wait()
 	if stillRunning > 0 {
 		return fmt.Errorf("consumergroup: %d handlers of group %s ignored their context and still run", stillRunning, c.cfg.Group)
 	}
@@ -201,7 +207,7 @@ func (c *Consumer) drain(readers, workers *sync.WaitGroup, stopHandlers context.
 func (c *Consumer) leave(endCtx context.Context) {
 	ctx, cancel := context.WithTimeout(endCtx, settleGrace)
 	defer cancel()
-	c.sendAcks(ctx, 0)
+	c.sendAllAcks(ctx)
 	for _, p := range c.partitions {
 		if h := p.holding.Load(); h != nil {
 			h.stopStarting()

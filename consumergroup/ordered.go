@@ -23,13 +23,16 @@ func (c *Consumer) lookEvery() time.Duration {
 	return time.Second + time.Duration(len(c.partitions))*time.Millisecond
 }
 
-// balance takes and gives partitions until ctx ends.
-func (c *Consumer) balance(ctx, endCtx context.Context) {
-	var leaving sync.WaitGroup
-	defer leaving.Wait()
+// A lease that ran out may be one that could not be renewed while Redis was away. So it is
+// taken from its owner as pending entries are: by a consumer that has reached this Redis
+// without a gap for as long as the lease lasts, in which its owner would have renewed it.
+
+// balance takes and gives partitions until ctx ends. leaving counts those that are being
+// given up, which may go on until endCtx ends.
+func (c *Consumer) balance(ctx, endCtx context.Context, leaving *sync.WaitGroup) {
 	c.tellMembers(ctx)
 	for {
-		if err := c.balanceOnce(ctx, endCtx, &leaving); err != nil && ctx.Err() == nil {
+		if err := c.balanceOnce(ctx, endCtx, leaving); err != nil && ctx.Err() == nil {
 			c.log.Error(ctx, "leases are not known", "", err)
 		}
 		if !redisx.Pause(ctx, jitter(c.lookEvery())) {
@@ -74,7 +77,7 @@ func (c *Consumer) balanceOnce(ctx, endCtx context.Context, leaving *sync.WaitGr
 			mine = append(mine, p)
 			counts[c.name]++
 		case h != nil: // being given up
-		case !tenures[i].Held() || owner == c.name:
+		case owner == "" || owner == c.name || !tenures[i].Held() && c.keeper.reach.Since(p.keys.Stream) >= c.cfg.MinIdle:
 			if p.usable() { // though paused
 				free = append(free, p)
 			}

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
 	"github.com/streamkeel/streamkeel/consumergroup"
@@ -388,5 +389,52 @@ func TestStopOfAnOrderedConsumerCountsNothingThatItDidNotBegin(t *testing.T) {
 	seen.eventually(t, events, 1)
 	f.atRest()
 	require.NoError(t, c.stop())
+	f.leftClean()
+}
+
+// slowAck is a hook that lets the first ack of a leased partition take its time.
+type slowAck struct {
+	k     pel.Keys
+	began chan struct{}
+	once  sync.Once
+}
+
+func (*slowAck) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (*slowAck) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+func (s *slowAck) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		// EVALSHA digest 2 stream hash, group consumer generation own IDs
+		if a := cmd.Args(); len(a) > 9 && a[3] == s.k.Stream && a[4] == s.k.Hash && a[8] == "0" {
+			s.once.Do(func() {
+				close(s.began)
+				time.Sleep(time.Second) // longer than the stop waits for the read at hand
+			})
+		}
+		return next(ctx, cmd)
+	}
+}
+
+func TestStopDoesNotGiveUpAPartitionBeforeItsAcksAreThere(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 1)
+	slow := &slowAck{k: f.keys(0), began: make(chan struct{})}
+	f.rdb.AddHook(slow)
+	var seen ledger
+	cfg := f.ordered(consumergroup.HandlerFunc(func(_ context.Context, e stream.Event) error { seen.add(e.ID); return nil }))
+	a := f.run(cfg)
+	events := f.publish(20)
+	<-slow.began
+	require.NoError(t, a.stop())
+	b := f.run(cfg)
+	seen.eventually(t, append(events, f.publish(1)...), 1)
+	f.atRest()
+	require.NoError(t, b.stop())
+	for _, e := range events {
+		require.Equal(t, 1, seen.count(e.ID), "it was handled, and again by the next owner")
+	}
 	f.leftClean()
 }

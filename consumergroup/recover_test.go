@@ -11,8 +11,6 @@ import (
 
 	"github.com/streamkeel/streamkeel/consumergroup"
 	"github.com/streamkeel/streamkeel/dlq"
-	"github.com/streamkeel/streamkeel/internal/servers"
-	"github.com/streamkeel/streamkeel/internal/testenv"
 	"github.com/streamkeel/streamkeel/pel"
 	"github.com/streamkeel/streamkeel/stream"
 )
@@ -190,46 +188,6 @@ func TestGroupAndStreamThatVanishComeBack(t *testing.T) {
 	require.NoError(t, f.rdb.Del(t.Context(), f.keys(0).Retry, f.keys(1).Retry).Err())
 	seen.eventually(t, f.publish(50), 1)
 	f.atRest()
-}
-
-func TestOutageBurnsNoAttemptsAndTakesNothingFromTheLiving(t *testing.T) {
-	t.Parallel()
-	server := testenv.PrivateRedis(t, servers.RedisConfig{AppendOnly: true})
-	f := &fixture{t: t, rdb: testenv.RedisClient(t, server.URL()), topic: stream.Topic{Name: "orders", Namespace: testenv.Namespace(t)}}
-	require.NoError(t, f.rdb.ConfigSet(t.Context(), "appendfsync", "always").Err()) // or the kill may lose what was published
-	events := f.publish(100)
-	var seen ledger
-	var worst atomic.Int32
-	started, resume := make(chan struct{}, 100), make(chan struct{})
-	cfg := f.config(consumergroup.HandlerFunc(func(ctx context.Context, e stream.Event) error {
-		if m, _ := consumergroup.MetadataFrom(ctx); int32(m.Attempt) > worst.Load() {
-			worst.Store(int32(m.Attempt))
-		}
-		seen.add(e.ID)
-		if e.ID == events[0].ID {
-			started <- struct{}{}
-			select {
-			case <-resume:
-			case <-ctx.Done():
-			}
-		}
-		return nil
-	}))
-	f.run(cfg)
-	f.run(cfg)
-	<-started
-	seen.eventually(t, events, 1) // a read that the kill cuts off strands entries, which wait for the handler below
-	require.NoError(t, server.Kill())
-	require.False(t, wait(t, 2*time.Second)) // three times MinIdle
-	require.NoError(t, server.Start(t.Context()))
-	fresh := &fixture{t: t, rdb: testenv.RedisClient(t, server.URL()), topic: f.topic} // no connection of it is stale
-	seen.eventually(t, fresh.publish(100), 1)
-	require.False(t, wait(t, 1500*time.Millisecond)) // the sweep would have taken it by now
-	require.Equal(t, 1, seen.count(events[0].ID), "the outage took work from a live consumer")
-	close(resume)
-	f.atRest()
-	require.EqualValues(t, 1, worst.Load(), "the outage counted as an attempt")
-	require.Zero(t, f.rdb.XLen(t.Context(), f.keys(0).Dead).Val())
 }
 
 // wait lets time pass, which is what is tested, not a condition.

@@ -87,7 +87,8 @@ func newUpkeep(rdb redis.UniversalClient, cfg UpkeepConfig, log *quiet.Log) *Upk
 	return &Upkeep{rdb: rdb, cfg: cfg, log: log, reach: pel.NewReach(rdb, reachEvery), swept: map[string]time.Time{}}
 }
 
-func (c *Consumer) upkeep() *Upkeep {
+// newKeeper returns the upkeep of the consumer's own group.
+func (c *Consumer) newKeeper() *Upkeep {
 	var targets []Target
 	for _, t := range c.cfg.Topics {
 		targets = append(targets, Target{t, stream.Group{
@@ -105,10 +106,7 @@ func (u *Upkeep) Run(ctx context.Context) {
 	u.refresh(ctx)
 	var loops sync.WaitGroup
 	loop := func(every time.Duration, step func(context.Context)) {
-		loops.Go(func() {
-			for step(ctx); redisx.Pause(ctx, jitter(every)); step(ctx) {
-			}
-		})
+		loops.Go(func() { repeat(ctx, every, step) })
 	}
 	loop(targetsEvery, u.refresh)
 	loop(dueEvery, u.moveDue)
@@ -120,6 +118,17 @@ func (u *Upkeep) Run(ctx context.Context) {
 		loop(trimEvery, u.trimLetters)
 	}
 	loops.Wait()
+}
+
+// watch does nothing but watch whether Redis is within reach.
+func (u *Upkeep) watch(ctx context.Context) {
+	u.refresh(ctx)
+	repeat(ctx, reachEvery, u.look)
+}
+
+func repeat(ctx context.Context, every time.Duration, step func(context.Context)) {
+	for step(ctx); redisx.Pause(ctx, jitter(every)); step(ctx) {
+	}
 }
 
 func (u *Upkeep) refresh(ctx context.Context) {
@@ -160,6 +169,9 @@ func (u *Upkeep) eachGroup(ctx context.Context, fn func(t Target, k pel.Keys)) {
 func (u *Upkeep) moveDue(ctx context.Context) {
 	u.eachGroup(ctx, func(_ Target, k pel.Keys) {
 		if _, _, err := pel.MoveDue(ctx, u.rdb, k); err != nil {
+			if redisx.IsUnavailable(err) {
+				u.reach.Lost(k.Stream)
+			}
 			u.failed(ctx, "due retries not moved", k.Stream, err)
 		}
 	})

@@ -14,7 +14,7 @@ import (
 
 // Reach watches since when servers have been within reach without a gap: a failed look, a
 // look that came late because this process did not run, a server that started anew or is
-// loading, and another server in its place each start the time over.
+// loading, another server in its place, and a refused write (Lost) each start the time over.
 type Reach struct {
 	rdb   redis.UniversalClient
 	every time.Duration
@@ -74,6 +74,14 @@ func (r *Reach) note(key string, server redisx.Server, err error) {
 		r.looked[key] = c
 	}
 	c.last = now
+}
+
+// Lost starts the time over for a key's server, which answers and refuses writes: heartbeats
+// are refused too, so that everything in the hands of live consumers looks abandoned.
+func (r *Reach) Lost(key string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.looked, key)
 }
 
 // Since returns for how long the server that holds key has been within reach without a

@@ -143,6 +143,12 @@ func TestNoSweepBeforeTheServerWasInReachForMinIdle(t *testing.T) {
 	require.NoError(t, server.Start(t.Context()))
 	require.NoError(t, reach.Look(t.Context(), f.keys.Stream))
 	require.Less(t, reach.Since(f.keys.Stream), minIdle)
+
+	// It answers, and refused a write.
+	require.Eventually(t, func() bool { return reach.Since(f.keys.Stream) >= minIdle }, 10*time.Second, 10*time.Millisecond)
+	reach.Lost(f.keys.Stream)
+	require.NoError(t, reach.Look(t.Context(), f.keys.Stream))
+	require.Zero(t, sweep(), "heartbeats were refused too")
 	require.Eventually(t, func() bool { return sweep() == 1 }, 10*time.Second, 10*time.Millisecond)
 }
 

@@ -10,12 +10,15 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/streamkeel/streamkeel/internal/pgerr"
+	"github.com/streamkeel/streamkeel/internal/pgschema"
 	"github.com/streamkeel/streamkeel/internal/quiet"
 	"github.com/streamkeel/streamkeel/internal/redisx"
 )
 
 // CleanerConfig configures a [Cleaner]. The zero value is the default.
 type CleanerConfig struct {
+	// Schema is where the inbox is. Default "streamkeel".
+	Schema string
 	// Retention is how long rows are kept. Default 30 days. An event that comes again after its row
 	// was deleted has its effects again, so Retention must not be less than OutboxRetention, RetryWithin and RedriveWithin
 	// together. More costs disk: about 270 bytes for each event and group.
@@ -63,6 +66,9 @@ func (c CleanerConfig) validate(pool *pgxpool.Pool) error {
 	if pool == nil {
 		fault("the Postgres pool is nil")
 	}
+	if _, err := pgschema.Parse(c.Schema); err != nil {
+		fault("Schema: %w", err)
+	}
 	for _, d := range []struct {
 		name  string
 		value time.Duration
@@ -91,6 +97,7 @@ func (c CleanerConfig) validate(pool *pgxpool.Pool) error {
 type Cleaner struct {
 	pool   *pgxpool.Pool
 	config CleanerConfig
+	schema Schema
 	log    *quiet.Log
 }
 
@@ -101,7 +108,11 @@ func NewCleaner(pool *pgxpool.Pool, config CleanerConfig) (*Cleaner, error) {
 	if err := config.validate(pool); err != nil {
 		return nil, err
 	}
-	return &Cleaner{pool: pool, config: config, log: quiet.New(config.Logger)}, nil
+	schema, err := In(config.Schema)
+	if err != nil {
+		return nil, err
+	}
+	return &Cleaner{pool: pool, config: config, schema: schema, log: quiet.New(config.Logger)}, nil
 }
 
 // Run deletes old rows until ctx ends, and returns nil then. While Postgres is away it waits. Missing
@@ -133,8 +144,8 @@ const (
 // What was deleted stands in the index until a vacuum; beginning where the last batch ended passes it over.
 const deleteRows = `
 WITH gone AS (
-	DELETE FROM streamkeel.inbox WHERE ctid = ANY (ARRAY (
-		SELECT ctid FROM streamkeel.inbox
+	DELETE FROM {schema}.inbox WHERE ctid = ANY (ARRAY (
+		SELECT ctid FROM {schema}.inbox
 		WHERE handled_at < now() - $1 * interval '1 microsecond' AND handled_at >= $2
 		ORDER BY handled_at
 		LIMIT $3
@@ -163,6 +174,6 @@ func (c *Cleaner) Clean(ctx context.Context) (int64, error) {
 func (c *Cleaner) deleteBatch(ctx context.Context, from time.Time) (n int64, last time.Time, err error) {
 	ctx, cancel := context.WithTimeout(ctx, cleanTimeout)
 	defer cancel()
-	err = c.pool.QueryRow(ctx, deleteRows, c.config.Retention.Microseconds(), from, cleanRows).Scan(&n, &last)
+	err = c.pool.QueryRow(ctx, c.schema.name.SQL(deleteRows), c.config.Retention.Microseconds(), from, cleanRows).Scan(&n, &last)
 	return n, last, err
 }

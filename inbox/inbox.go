@@ -21,7 +21,7 @@ type Tx interface {
 }
 
 const insertRow = `
-INSERT INTO streamkeel.inbox (consumer_group, source, event_id) VALUES ($1, $2, $3)
+INSERT INTO {schema}.inbox (consumer_group, source, event_id) VALUES ($1, $2, $3)
 ON CONFLICT DO NOTHING`
 
 // Once reports whether the transaction is the first of the group to handle the event. If it is not, an earlier
@@ -30,11 +30,16 @@ ON CONFLICT DO NOTHING`
 //
 // It is for handlers that have a transaction already; [Handle] and [Handler] make one.
 func Once(ctx context.Context, tx Tx, group string, e stream.Event) (first bool, err error) {
+	return Schema{}.Once(ctx, tx, group, e)
+}
+
+// Once is the package's Once, for this schema.
+func (s Schema) Once(ctx context.Context, tx Tx, group string, e stream.Event) (first bool, err error) {
 	source, err := identity(ctx, group, e)
 	if err != nil {
 		return false, err
 	}
-	tag, err := tx.Exec(ctx, insertRow, group, source, e.ID)
+	tag, err := tx.Exec(ctx, s.name.SQL(insertRow), group, source, e.ID)
 	if pgerr.IsNoTable(err) {
 		return false, fmt.Errorf("inbox: the table is missing, apply the migrations: %w", err)
 	}
@@ -63,12 +68,19 @@ func identity(ctx context.Context, group string, e stream.Event) (source string,
 func Handle[T any](mux *consumergroup.Mux, pool *pgxpool.Pool, def stream.Definition[T],
 	fn func(ctx context.Context, tx pgx.Tx, e stream.Event, v T) error,
 ) {
+	HandleIn(Schema{}, mux, pool, def, fn)
+}
+
+// HandleIn is [Handle] for the inbox in a schema of its own.
+func HandleIn[T any](s Schema, mux *consumergroup.Mux, pool *pgxpool.Pool, def stream.Definition[T],
+	fn func(ctx context.Context, tx pgx.Tx, e stream.Event, v T) error,
+) {
 	if pool == nil || fn == nil {
 		consumergroup.Handle[T](mux, def, nil)
 		return
 	}
 	consumergroup.Handle(mux, def, func(ctx context.Context, e stream.Event, v T) error {
-		return handle(ctx, pool, e, func(ctx context.Context, tx pgx.Tx, e stream.Event) error { return fn(ctx, tx, e, v) })
+		return s.handle(ctx, pool, e, func(ctx context.Context, tx pgx.Tx, e stream.Event) error { return fn(ctx, tx, e, v) })
 	})
 }
 
@@ -82,19 +94,24 @@ func Handle[T any](mux *consumergroup.Mux, pool *pgxpool.Pool, def stream.Defini
 //
 // Without a pool or fn it returns nil, which consumergroup.New refuses.
 func Handler(pool *pgxpool.Pool, fn func(ctx context.Context, tx pgx.Tx, e stream.Event) error) consumergroup.Handler {
+	return Schema{}.Handler(pool, fn)
+}
+
+// Handler is the package's Handler, for this schema.
+func (s Schema) Handler(pool *pgxpool.Pool, fn func(ctx context.Context, tx pgx.Tx, e stream.Event) error) consumergroup.Handler {
 	if pool == nil || fn == nil {
 		return nil
 	}
-	return consumergroup.HandlerFunc(func(ctx context.Context, e stream.Event) error { return handle(ctx, pool, e, fn) })
+	return consumergroup.HandlerFunc(func(ctx context.Context, e stream.Event) error { return s.handle(ctx, pool, e, fn) })
 }
 
-func handle(ctx context.Context, pool *pgxpool.Pool, e stream.Event, fn func(context.Context, pgx.Tx, stream.Event) error) error {
+func (s Schema) handle(ctx context.Context, pool *pgxpool.Pool, e stream.Event, fn func(context.Context, pgx.Tx, stream.Event) error) error {
 	delivery, ok := consumergroup.MetadataFrom(ctx)
 	if !ok {
 		return errors.New("inbox: the context is not that of a delivery; a test makes one with consumergroup.WithMetadata")
 	}
 	return pgtx.Run(ctx, pool, "inbox", func(tx pgx.Tx) error {
-		first, err := Once(ctx, tx, delivery.Group, e)
+		first, err := s.Once(ctx, tx, delivery.Group, e)
 		switch {
 		case pgerr.IsNoTable(err):
 			return consumergroup.Unavailable(err) // until somebody migrates

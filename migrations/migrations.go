@@ -1,6 +1,6 @@
-// Package migrations holds the SQL that makes and changes Streamkeel's tables, all in the schema
-// "streamkeel", and applies it. The files are plain SQL in the order of their numbers, readable for any migrator;
-// goose, which Up uses, finds its marks in their comments.
+// Package migrations holds the SQL that makes and changes Streamkeel's tables, all in one schema,
+// "streamkeel" unless [In] names another, and applies it. The files are plain SQL in the order of their numbers, readable for any
+// migrator; goose, which Up uses, finds its marks in their comments.
 package migrations
 
 import (
@@ -15,31 +15,30 @@ import (
 	"time"
 
 	"github.com/pressly/goose/v3"
-	"github.com/pressly/goose/v3/database"
 	"github.com/pressly/goose/v3/lock"
 )
 
-// FS holds the migrations, each a file NNNNN_name.sql.
+// FS holds the migrations, each a file NNNNN_name.sql, for the schema "streamkeel".
 //
 //go:embed *.sql
 var FS embed.FS
 
-const (
-	versionTable = "streamkeel.goose_db_version"
-	lockID       = 7_236_837_160_519_171_407 // one advisory lock for every Up on a database
-)
+const lockID = 7_236_837_160_519_171_407 // one advisory lock for every Up on a database
 
 // Up applies what is missing, each migration in a transaction of its own, and records it in
-// streamkeel.goose_db_version. Where nothing is missing it does nothing, and a database that a newer version of
+// goose_db_version in the schema. Where nothing is missing it does nothing, and a database that a newer version of
 // Streamkeel has migrated further is left as it is. Any number of processes may call it at once: one
 // works, the others wait for it, looking once a second, until ctx ends or 10 minutes are over.
 //
 // If a migration fails, the ones before it stay applied, and the next Up goes on from there. The
 // lock belongs to a session: db must not go through a pooler that shares sessions between transactions.
-// The role needs the right to create tables in the schema streamkeel, and where that schema is
+// The role needs the right to create tables in the schema, and where that schema is
 // missing, to create schemas in the database.
-func Up(ctx context.Context, db *sql.DB) error {
-	if err := ensureSchema(ctx, db); err != nil {
+func Up(ctx context.Context, db *sql.DB) error { return Schema{}.Up(ctx, db) }
+
+// Up is the package's Up, for this schema.
+func (s Schema) Up(ctx context.Context, db *sql.DB) error {
+	if err := s.ensure(ctx, db); err != nil {
 		return fmt.Errorf("migrations: create schema: %w", err)
 	}
 	locker, err := lock.NewPostgresSessionLocker(
@@ -49,8 +48,12 @@ func Up(ctx context.Context, db *sql.DB) error {
 	if err != nil {
 		return fmt.Errorf("migrations: %w", err)
 	}
-	provider, err := goose.NewProvider(database.DialectPostgres, db, FS,
-		goose.WithTableName(versionTable),
+	store, err := s.store()
+	if err != nil {
+		return fmt.Errorf("migrations: %w", err)
+	}
+	provider, err := goose.NewProvider(goose.DialectCustom, db, s.FS(),
+		goose.WithStore(store),
 		goose.WithSessionLocker(locker),
 		goose.WithDisableGlobalRegistry(true),
 	)
@@ -64,15 +67,15 @@ func Up(ctx context.Context, db *sql.DB) error {
 	return nil
 }
 
-// ensureSchema makes the schema in which goose keeps its table. It asks first, since CREATE SCHEMA IF
+// ensure makes the schema in which goose keeps its table. It asks first, since CREATE SCHEMA IF
 // NOT EXISTS wants the right to create schemas also where there is nothing to create.
-func ensureSchema(ctx context.Context, db *sql.DB) error {
+func (s Schema) ensure(ctx context.Context, db *sql.DB) error {
 	var exists bool
-	err := db.QueryRowContext(ctx, "SELECT to_regnamespace('streamkeel') IS NOT NULL").Scan(&exists)
+	err := db.QueryRowContext(ctx, "SELECT to_regnamespace($1) IS NOT NULL", s.name.Quoted()).Scan(&exists)
 	if err != nil || exists {
 		return err
 	}
-	_, err = db.ExecContext(ctx, "CREATE SCHEMA streamkeel")
+	_, err = db.ExecContext(ctx, s.name.SQL("CREATE SCHEMA {schema}"))
 	var pgErr interface{ SQLState() string }
 	if errors.As(err, &pgErr) && (pgErr.SQLState() == "42P06" || pgErr.SQLState() == "23505") {
 		return nil // somebody else made it: duplicate_schema, or unique_violation while theirs was not committed
@@ -91,13 +94,18 @@ type MigrationStatus struct {
 
 const statusQuery = `
 SELECT version_id, max(tstamp::timestamptz)
-FROM streamkeel.goose_db_version
+FROM {schema}.goose_db_version
 WHERE is_applied AND version_id > 0
 GROUP BY version_id`
 
 // Status lists the migrations, in order: those of this version of Streamkeel, and those that the database
-// has beyond them. It only reads, and needs no more than SELECT on streamkeel.goose_db_version.
+// has beyond them. It only reads, and needs no more than SELECT on goose_db_version.
 func Status(ctx context.Context, db *sql.DB) ([]MigrationStatus, error) {
+	return Schema{}.Status(ctx, db)
+}
+
+// Status is the package's Status, for this schema.
+func (s Schema) Status(ctx context.Context, db *sql.DB) ([]MigrationStatus, error) {
 	known, err := sources()
 	if err != nil {
 		return nil, err
@@ -106,7 +114,7 @@ func Status(ctx context.Context, db *sql.DB) ([]MigrationStatus, error) {
 	for version, name := range known {
 		statuses[version] = MigrationStatus{Version: version, Name: name}
 	}
-	applied, err := readApplied(ctx, db)
+	applied, err := s.readApplied(ctx, db)
 	if err != nil {
 		return nil, fmt.Errorf("migrations: read status: %w", err)
 	}
@@ -120,13 +128,13 @@ func Status(ctx context.Context, db *sql.DB) ([]MigrationStatus, error) {
 	return inOrder, nil
 }
 
-func readApplied(ctx context.Context, db *sql.DB) (_ map[int64]time.Time, err error) {
+func (s Schema) readApplied(ctx context.Context, db *sql.DB) (_ map[int64]time.Time, err error) {
 	var exists bool
-	err = db.QueryRowContext(ctx, "SELECT to_regclass($1) IS NOT NULL", versionTable).Scan(&exists)
+	err = db.QueryRowContext(ctx, "SELECT to_regclass($1) IS NOT NULL", s.versionTable()).Scan(&exists)
 	if err != nil || !exists {
 		return nil, err
 	}
-	rows, err := db.QueryContext(ctx, statusQuery)
+	rows, err := db.QueryContext(ctx, s.name.SQL(statusQuery))
 	if err != nil {
 		return nil, err
 	}

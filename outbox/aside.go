@@ -38,25 +38,25 @@ type asideRow struct {
 	again  bool // it is wanted again at once
 }
 
-var (
-	parkedSQL = query(`
+const (
+	parkedSQL = `
 SELECT DISTINCT ON (namespace, topic, key) namespace, topic, key, batch, id FROM {schema}.outbox_failed
-WHERE shard = $1::smallint AND parked AND retry_batch IS NULL ORDER BY namespace, topic, key, batch, id`)
+WHERE shard = $1::smallint AND parked AND retry_batch IS NULL ORDER BY namespace, topic, key, batch, id`
 
-	asideRowsSQL = query(`SELECT id FROM {schema}.outbox_failed WHERE shard = $1::smallint AND batch = $2::bigint`)
+	asideRowsSQL = `SELECT id FROM {schema}.outbox_failed WHERE shard = $1::smallint AND batch = $2::bigint`
 
-	setAsideSQL = query(`
+	setAsideSQL = `
 INSERT INTO {schema}.outbox_failed (shard, batch, id, parked, reason, retry_wanted, ` + eventColumns + `)
 SELECT l.shard, $3::bigint, $4::bigint, $5::boolean, $6::text, $23::boolean, $7::text, $8::text, $9::integer, $10::text, $11::text,
 	$12::text, $13::text, $14::timestamptz, nullif($15::text, ''), nullif($16::text, ''), nullif($17::text, ''),
 	nullif($18::text, ''), nullif($19::text, ''), $20::timestamptz, nullif($21::text, '')::jsonb, $22::bytea
 FROM {schema}.relay_lease l WHERE l.shard = $1::smallint AND l.epoch = $2::bigint
-ON CONFLICT DO NOTHING`)
+ON CONFLICT DO NOTHING`
 )
 
 // loadAside reads what the shard's former owner has set aside.
 func (s *shard) loadAside(ctx context.Context) error {
-	rows, err := s.relay.pool.Query(ctx, parkedSQL, s.number)
+	rows, err := s.relay.db.Query(ctx, parkedSQL, s.number)
 	if err != nil {
 		return fmt.Errorf("read parked keys: %w", err)
 	}
@@ -70,12 +70,12 @@ func (s *shard) loadAside(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read parked keys: %w", err)
 	}
-	return s.relay.pool.QueryRow(ctx, haltedSQL, s.number).Scan(&s.halted)
+	return s.relay.db.QueryRow(ctx, haltedSQL, s.number).Scan(&s.halted)
 }
 
 // loadAsideRows reads which rows of a batch were set aside; they are not published with it again.
 func (s *shard) loadAsideRows(ctx context.Context, number int64) error {
-	rows, err := s.relay.pool.Query(ctx, asideRowsSQL, s.number, number)
+	rows, err := s.relay.db.Query(ctx, asideRowsSQL, s.number, number)
 	if err != nil {
 		return fmt.Errorf("read rows set aside: %w", err)
 	}
@@ -171,11 +171,11 @@ func (s *shard) writeAside(ctx context.Context, b *batch) error {
 		if err != nil {
 			return err
 		}
-		statements.Queue(setAsideSQL, s.number, s.lease.epoch, b.number, a.row.id, a.parked, a.reason, a.row.topic.namespace,
+		statements.Queue(s.relay.db.schema.SQL(setAsideSQL), s.number, s.lease.epoch, b.number, a.row.id, a.parked, a.reason, a.row.topic.namespace,
 			a.row.topic.name, a.row.partition, e.Key, e.ID, e.Type, e.Source, nullTime(e.Time), e.ContentType, e.Schema,
 			e.CorrelationID, e.CausationID, e.TraceParent, nullTime(e.Expires), attributes, notNil(e.Data), a.again)
 	}
-	if err := s.relay.pool.SendBatch(ctx, statements).Close(); err != nil {
+	if err := s.relay.db.pool.SendBatch(ctx, statements).Close(); err != nil {
 		return fmt.Errorf("set rows aside: %w", err)
 	}
 	if err := s.checkLease(ctx); err != nil { // else they were left out

@@ -24,7 +24,7 @@ type batch struct {
 	frozenAt time.Time
 }
 
-var batchColumns = `batch, tag, snap_from::text, snap_to::text, prev, complete, retry, frozen_at`
+const batchColumns = `batch, tag, snap_from::text, snap_to::text, prev, complete, retry, frozen_at`
 
 func scanBatches(rows pgx.Rows, err error) ([]batch, error) {
 	if err != nil {
@@ -59,15 +59,15 @@ type chain struct {
 // streams.
 const completeEvery = 128
 
-var chainSQL = query(`
+const chainSQL = `
 SELECT ` + batchColumns + ` FROM {schema}.relay_batch
 WHERE shard = $1::smallint AND batch >= (
 	SELECT batch FROM {schema}.relay_batch WHERE shard = $1::smallint AND complete ORDER BY batch DESC LIMIT 1)
-ORDER BY batch`)
+ORDER BY batch`
 
 // loadChain reads a shard's log, from the last row that holds all positions.
 func (r *Relay) loadChain(ctx context.Context, shard int) (chain, error) {
-	batches, err := scanBatches(r.pool.Query(ctx, chainSQL, shard))
+	batches, err := scanBatches(r.db.Query(ctx, chainSQL, shard))
 	if err != nil {
 		return chain{}, fmt.Errorf("read the log: %w", err)
 	}
@@ -105,7 +105,7 @@ func (f *frozen) prevJSON() string {
 // The batch is durable before anything of it is published: it is committed with synchronous_commit, which
 // flushes what came before it, also the commits of transactions that did not wait for that themselves. A shard whose
 // lease has another epoch, or whose batch another owner has frozen, is left out of the reply.
-var freezeSQL = query(`
+const freezeSQL = `
 INSERT INTO {schema}.relay_batch AS b (shard, batch, tag, snap_from, snap_to, prev, complete)
 SELECT f.shard, f.batch, f.tag, f.snap_from::pg_snapshot, pg_current_snapshot(), f.prev::jsonb, f.complete
 FROM unnest($1::smallint[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::boolean[])
@@ -114,7 +114,7 @@ JOIN {schema}.relay_lease l ON l.shard = f.shard AND l.epoch = f.epoch
 WHERE set_config('synchronous_commit', CASE current_setting('synchronous_commit')
 	WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true) IS NOT NULL
 ON CONFLICT DO NOTHING
-RETURNING b.shard, b.snap_to::text, b.frozen_at`)
+RETURNING b.shard, b.snap_to::text, b.frozen_at`
 
 // freeze writes the batches into the log and returns those that were frozen, by shard.
 func (r *Relay) freeze(ctx context.Context, batches []frozen) (map[int]batch, error) {
@@ -134,7 +134,7 @@ func (r *Relay) freeze(ctx context.Context, batches []frozen) (map[int]batch, er
 		byShard[f.shard.number] = batch{number: f.number, tag: f.tag, from: f.from, prev: f.prev, complete: f.complete}
 	}
 	done := map[int]batch{}
-	rows, err := r.pool.Query(ctx, freezeSQL, shards, epochs, numbers, tags, froms, prevs, complete)
+	rows, err := r.db.Query(ctx, freezeSQL, shards, epochs, numbers, tags, froms, prevs, complete)
 	if err != nil {
 		return nil, fmt.Errorf("freeze: %w", err)
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/streamkeel/streamkeel/internal/pgerr"
+	"github.com/streamkeel/streamkeel/internal/pgschema"
 	"github.com/streamkeel/streamkeel/stream"
 )
 
@@ -40,32 +41,32 @@ func (r *Relay) start(ctx context.Context) error {
 	return nil
 }
 
-var (
-	serverSQL = query(`
+const (
+	serverSQL = `
 SELECT current_setting('server_version_num')::integer, current_setting('server_encoding'), pg_is_in_recovery(),
-	to_regclass('{schema}.relay_batch') IS NOT NULL`)
+	to_regclass('{schema}.relay_batch') IS NOT NULL`
 
-	layoutSQL = query(`
+	layoutSQL = `
 SELECT (SELECT version FROM {schema}.layout), (SELECT count(*) FROM {schema}.relay_lease),
 	(SELECT seqcache FROM pg_sequence WHERE seqrelid = '{schema}.outbox_id'::regclass),
-	to_regclass('{schema}.outbox_shard_xid') IS NOT NULL`)
+	to_regclass('{schema}.outbox_shard_xid') IS NOT NULL`
 
 	// Another cluster's or database's rows carry transaction numbers that mean nothing here.
 	systemSQL = `
 SELECT (SELECT system_identifier FROM pg_control_system())::text || '/' || (SELECT oid FROM pg_database WHERE datname = current_database())::text`
 
-	foreignSQL = query(`
+	foreignSQL = `
 SELECT EXISTS (SELECT FROM {schema}.relay_lease l CROSS JOIN LATERAL (
 		SELECT snap_to FROM {schema}.relay_batch b WHERE b.shard = l.shard ORDER BY batch DESC LIMIT 1) b
 	WHERE pg_snapshot_xmax(b.snap_to) > pg_snapshot_xmax(pg_current_snapshot()))
 OR EXISTS (SELECT FROM {schema}.relay_lease l, {schema}.outbox o
-	WHERE o.shard = l.shard AND o.xid >= pg_snapshot_xmax(pg_current_snapshot()))`)
+	WHERE o.shard = l.shard AND o.xid >= pg_snapshot_xmax(pg_current_snapshot()))`
 )
 
 func (r *Relay) checkPostgres(ctx context.Context) error {
 	version, encodedIn := 0, ""
 	var standby, migrated bool
-	if err := r.pool.QueryRow(ctx, serverSQL).Scan(&version, &encodedIn, &standby, &migrated); err != nil {
+	if err := r.db.QueryRow(ctx, serverSQL).Scan(&version, &encodedIn, &standby, &migrated); err != nil {
 		return err
 	}
 	switch {
@@ -80,7 +81,7 @@ func (r *Relay) checkPostgres(ctx context.Context) error {
 	}
 	var layout, shards, cache int
 	var indexed bool
-	if err := r.pool.QueryRow(ctx, layoutSQL).Scan(&layout, &shards, &cache, &indexed); err != nil {
+	if err := r.db.QueryRow(ctx, layoutSQL).Scan(&layout, &shards, &cache, &indexed); err != nil {
 		if pgerr.IsNoTable(err) {
 			return fmt.Errorf("%w: run streamkeel migrate up: %w", ErrNotMigrated, err)
 		}
@@ -90,34 +91,35 @@ func (r *Relay) checkPostgres(ctx context.Context) error {
 	case layout != layoutVersion:
 		return fmt.Errorf("%w: they are of layout %d, this version knows %d", ErrNotMigrated, layout, layoutVersion)
 	case cache != 1:
-		return fmt.Errorf("%w: sequence outbox_id has CACHE %d, which loses the order of a key; ALTER SEQUENCE %s.outbox_id CACHE 1", ErrUnsupportedPostgres, cache, schema)
+		return fmt.Errorf("%w: sequence outbox_id has CACHE %d, which loses the order of a key; ALTER SEQUENCE %s.outbox_id CACHE 1", ErrUnsupportedPostgres, cache, r.db.schema.Quoted())
 	case !indexed:
-		return fmt.Errorf("%w: index outbox_shard_xid; CREATE INDEX outbox_shard_xid ON %s.outbox (shard, xid)", ErrNotMigrated, schema)
+		return fmt.Errorf("%w: index outbox_shard_xid; CREATE INDEX outbox_shard_xid ON %s.outbox (shard, xid)", ErrNotMigrated, r.db.schema.Quoted())
 	case shards < 1 || shards > maxShards:
 		return fmt.Errorf("%w: relay_lease has %d rows, 1 to %d are possible", ErrNotMigrated, shards, maxShards)
 	}
 	r.shards = shards
 	var foreign bool
-	if err := r.pool.QueryRow(ctx, foreignSQL).Scan(&foreign); err != nil {
+	if err := r.db.QueryRow(ctx, foreignSQL).Scan(&foreign); err != nil {
 		return err
 	}
 	if foreign {
 		return fmt.Errorf("%w: its transaction numbers lie beyond the present ones; run streamkeel outbox restamp", ErrForeign)
 	}
-	system, err := systemOf(ctx, r.pool)
+	system, err := r.db.system(ctx)
 	r.system = system
 	return err
 }
 
-func systemOf(ctx context.Context, db interface {
-	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
-},
-) (system string, err error) {
-	err = db.QueryRow(ctx, systemSQL).Scan(&system)
+// system returns what tells the outbox from others, in the positions of streams.
+func (d database) system(ctx context.Context) (system string, err error) {
+	err = d.QueryRow(ctx, systemSQL).Scan(&system)
+	if d.schema.String() != pgschema.Default {
+		system += "/" + d.schema.String()
+	}
 	return system, err
 }
 
-var oldTransactionsSQL = `
+const oldTransactionsSQL = `
 SELECT 'prepared transaction ' || gid || ' in database ' || database, extract(epoch FROM clock_timestamp() - prepared)::bigint
 FROM pg_prepared_xacts WHERE prepared < clock_timestamp() - interval '1 minute'
 UNION ALL (SELECT 'transaction of process ' || pid || ' in database ' || datname, extract(epoch FROM clock_timestamp() - xact_start)::bigint
@@ -127,7 +129,7 @@ ORDER BY xact_start LIMIT 5)`
 // warnOfTransactions tells of transactions that have been open for long: they hold back no event but their own,
 // and keep vacuum from doing its work.
 func (r *Relay) warnOfTransactions(ctx context.Context) {
-	rows, err := r.pool.Query(ctx, oldTransactionsSQL)
+	rows, err := r.db.Query(ctx, oldTransactionsSQL)
 	if err != nil {
 		r.failed(ctx, "looking for old transactions failed", -1, err)
 		return

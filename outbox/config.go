@@ -12,11 +12,14 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/redis/go-redis/v9"
 
+	"github.com/streamkeel/streamkeel/internal/pgschema"
 	"github.com/streamkeel/streamkeel/internal/redisx"
 )
 
 // RelayConfig configures a [Relay]. The zero value is the safe default.
 type RelayConfig struct {
+	// Schema is where the tables are, [a-z_][a-z0-9_]{0,62}. Default "streamkeel".
+	Schema string
 	// LeaseTTL is within how long the shards of a relay that died are taken over. Default 10 seconds, at
 	// least 500 milliseconds. Lower costs more renewals, three per LeaseTTL, and makes a relay that was held
 	// up for that long lose its shards; nothing is published twice or out of order by it.
@@ -142,6 +145,9 @@ func (c RelayConfig) validate(pool *pgxpool.Pool, rdb redis.UniversalClient) err
 	}
 	if rdb == nil {
 		fault("the Redis client is nil")
+	}
+	if _, err := pgschema.Parse(c.Schema); err != nil {
+		fault("Schema: %w", err)
 	}
 	if c.LeaseTTL < 500*time.Millisecond {
 		fault("LeaseTTL %s must be at least 500ms", c.LeaseTTL)

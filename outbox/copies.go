@@ -20,6 +20,8 @@ type RepublishConfig struct {
 	From, To time.Time
 	// Topic, Namespace and Key choose rows; empty chooses all.
 	Topic, Namespace, Key string
+	// Schema is where the tables are. Default "streamkeel".
+	Schema string
 	// DryRun only counts.
 	DryRun bool
 	// Progress is told after every page of rows how far it is. Default: nobody.
@@ -45,6 +47,10 @@ var ErrNotKept = errors.New("rows are not kept any more")
 // it appended stays; running it again appends it again. ErrNotKept says that From lies before what is kept; nothing was
 // sent.
 func Republish(ctx context.Context, pool *pgxpool.Pool, rdb redis.UniversalClient, config RepublishConfig) (Republished, error) {
+	schema, err := In(config.Schema)
+	if err != nil {
+		return Republished{}, err
+	}
 	if config.To.IsZero() {
 		config.To = time.Now()
 	}
@@ -53,7 +59,7 @@ func Republish(ctx context.Context, pool *pgxpool.Pool, rdb redis.UniversalClien
 			config.From.UTC().Format(time.RFC3339), config.To.UTC().Format(time.RFC3339))
 	}
 	c := copier{
-		relay:  &Relay{pool: pool, rdb: rdb, topics: newTopics(pool)},
+		relay:  newOperator(schema.database(pool), rdb),
 		config: config,
 		stamp:  time.Now().UnixMilli(),
 	}
@@ -71,41 +77,41 @@ type copier struct {
 	sum    Republished
 }
 
-var (
+const (
 	// No row if nothing has gone yet. The log may reach further back than the row partitions, or less far.
-	keptSinceSQL = query(`
+	keptSinceSQL = `
 SELECT greatest(max(oldest), (
 	SELECT min(to_date(right(c.relname, 8), 'YYYYMMDD'))::timestamp AT TIME ZONE 'UTC'
 	FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = '{schema}.outbox'::regclass))
 FROM (SELECT min(frozen_at) AS oldest FROM {schema}.relay_batch GROUP BY shard HAVING min(batch) > 0) log
-HAVING count(*) > 0`)
+HAVING count(*) > 0`
 
-	copiedSQL = query(`
+	copiedSQL = `
 SELECT ` + batchColumns + ` FROM {schema}.relay_batch
 WHERE shard = $1::smallint AND batch > $2::bigint AND frozen_at >= $3::timestamptz AND frozen_at < $4::timestamptz
 	AND batch <= (SELECT published FROM {schema}.relay_lease WHERE shard = $1::smallint)
-ORDER BY batch LIMIT 500`)
+ORDER BY batch LIMIT 500`
 )
 
 func (c *copier) run(ctx context.Context) error {
 	if err := c.relay.topics.load(ctx); err != nil {
 		return err
 	}
-	err := c.relay.pool.QueryRow(ctx, keptSinceSQL).Scan(&c.sum.Kept)
+	err := c.relay.db.QueryRow(ctx, keptSinceSQL).Scan(&c.sum.Kept)
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		return err
 	}
 	if c.config.From.Before(c.sum.Kept) {
 		return fmt.Errorf("%w: those from %s on are", ErrNotKept, c.sum.Kept.UTC().Format(time.RFC3339))
 	}
-	shards, err := readShards(ctx, c.relay.pool)
+	shards, err := readShards(ctx, c.relay.db)
 	if err != nil {
 		return err
 	}
 	for _, n := range shards {
 		s := newShard(c.relay, n, 0)
 		for after := int64(0); ; {
-			batches, err := scanBatches(c.relay.pool.Query(ctx, copiedSQL, n, after, c.config.From, c.config.To))
+			batches, err := scanBatches(c.relay.db.Query(ctx, copiedSQL, n, after, c.config.From, c.config.To))
 			if err != nil {
 				return err
 			}

@@ -19,25 +19,25 @@ var ErrNothingToDecide = errors.New("nothing to decide")
 // size, as far as rows are kept. ReadStatus tells beforehand what would be sent. The relay that owns the shard
 // carries it out within seconds. ErrNothingToDecide says that the shard does not stand still for that.
 func RepublishLost(ctx context.Context, pool *pgxpool.Pool, shard int) error {
-	return decide(ctx, pool, shard, decisionRepublish, ReasonLoss)
+	return Schema{}.RepublishLost(ctx, pool, shard)
 }
 
 // AcceptLoss has a shard that stands still because of a loss go on without it: the lost events are in no
 // stream any more, and groups and projections that had not read them never will.
 func AcceptLoss(ctx context.Context, pool *pgxpool.Pool, shard int) error {
-	return decide(ctx, pool, shard, decisionAcceptLoss, ReasonLoss)
+	return Schema{}.AcceptLoss(ctx, pool, shard)
 }
 
 // Resync has a shard that stands still because Redis is ahead (ReasonAhead) go on with batch numbers above what Redis
 // holds. The events that Postgres lost stay in the streams; [Ghosts] lists them.
 func Resync(ctx context.Context, pool *pgxpool.Pool, shard int) error {
-	return decide(ctx, pool, shard, decisionResync, ReasonAhead)
+	return Schema{}.Resync(ctx, pool, shard)
 }
 
-var decideSQL = query(`UPDATE {schema}.relay_stop SET decision = $2::text WHERE shard = $1::smallint AND reason = $3::text`)
+const decideSQL = `UPDATE {schema}.relay_stop SET decision = $2::text WHERE shard = $1::smallint AND reason = $3::text`
 
-func decide(ctx context.Context, pool *pgxpool.Pool, shard int, d decision, reason Reason) error {
-	tag, err := pool.Exec(ctx, decideSQL, shard, string(d), string(reason))
+func decide(ctx context.Context, db database, shard int, d decision, reason Reason) error {
+	tag, err := db.Exec(ctx, decideSQL, shard, string(d), string(reason))
 	if err != nil {
 		return fmt.Errorf("outbox: %s shard %d: %w", d, shard, err)
 	}
@@ -74,21 +74,25 @@ const failedWhere = `
 WHERE retry_batch IS NULL AND ($1::text = '' OR topic = $1::text) AND ($2::text = '' OR namespace = $2::text)
 	AND ($3::text = '' OR key = $3::text)`
 
-var (
-	listFailedSQL = query(`
+const (
+	listFailedSQL = `
 SELECT seq, shard, namespace, topic, parked, reason, failed_at, retry_wanted, key, event_id, type, source, data
-FROM {schema}.outbox_failed` + failedWhere + ` AND seq > $4::bigint ORDER BY seq LIMIT $5::bigint`)
+FROM {schema}.outbox_failed` + failedWhere + ` AND seq > $4::bigint ORDER BY seq LIMIT $5::bigint`
 
-	retryFailedSQL = query(`UPDATE {schema}.outbox_failed SET retry_wanted = true` + failedWhere + ` AND NOT retry_wanted`)
+	retryFailedSQL = `UPDATE {schema}.outbox_failed SET retry_wanted = true` + failedWhere + ` AND NOT retry_wanted`
 )
 
 // ListFailed lists the rows that were refused and are not published yet.
 func ListFailed(ctx context.Context, pool *pgxpool.Pool, filter FailedFilter) ([]Failed, error) {
+	return Schema{}.ListFailed(ctx, pool, filter)
+}
+
+func listFailed(ctx context.Context, db database, filter FailedFilter) ([]Failed, error) {
 	limit := filter.Limit
 	if limit <= 0 {
 		limit = 100
 	}
-	rows, err := pool.Query(ctx, listFailedSQL, filter.Topic, filter.Namespace, filter.Key, filter.After, limit)
+	rows, err := db.Query(ctx, listFailedSQL, filter.Topic, filter.Namespace, filter.Key, filter.After, limit)
 	if err != nil {
 		return nil, fmt.Errorf("outbox: list failed rows: %w", err)
 	}
@@ -107,7 +111,11 @@ func ListFailed(ctx context.Context, pool *pgxpool.Pool, filter FailedFilter) ([
 // rows come, and then the key goes on as if nothing had been. It returns how many rows were chosen.
 // A row that is refused again is parked or set aside again.
 func RetryFailed(ctx context.Context, pool *pgxpool.Pool, filter FailedFilter) (int64, error) {
-	tag, err := pool.Exec(ctx, retryFailedSQL, filter.Topic, filter.Namespace, filter.Key)
+	return Schema{}.RetryFailed(ctx, pool, filter)
+}
+
+func retryFailed(ctx context.Context, db database, filter FailedFilter) (int64, error) {
+	tag, err := db.Exec(ctx, retryFailedSQL, filter.Topic, filter.Namespace, filter.Key)
 	if err != nil {
 		return 0, fmt.Errorf("outbox: retry failed rows: %w", err)
 	}

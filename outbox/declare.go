@@ -12,35 +12,39 @@ import (
 // topic that was declared with another number of partitions or another stream is ErrPartitionMismatch of package
 // stream; the topics before it are declared.
 func Declare(ctx context.Context, db Tx, topics ...stream.Topic) error {
+	return Schema{}.Declare(ctx, db, topics...)
+}
+
+func (s Schema) declareAll(ctx context.Context, db Tx, topics []stream.Topic) error {
 	for _, t := range topics {
 		if err := t.Validate(); err != nil {
 			return err
 		}
 	}
 	for _, t := range topics {
-		if err := declare(ctx, db, t); err != nil {
+		if err := s.declare(ctx, db, t); err != nil {
 			return fmt.Errorf("outbox: %w", err)
 		}
 	}
 	return nil
 }
 
-var (
-	declareSQL = query(`
+const (
+	declareSQL = `
 INSERT INTO {schema}.topic (namespace, name, partitions, stream_key)
-VALUES ($1::text, $2::text, $3::integer, nullif($4::text, '')) ON CONFLICT DO NOTHING`)
+VALUES ($1::text, $2::text, $3::integer, nullif($4::text, '')) ON CONFLICT DO NOTHING`
 
-	declaredSQL = query(`
-SELECT partitions, coalesce(stream_key, '') FROM {schema}.topic WHERE namespace = $1::text AND name = $2::text`)
+	declaredSQL = `
+SELECT partitions, coalesce(stream_key, '') FROM {schema}.topic WHERE namespace = $1::text AND name = $2::text`
 )
 
-func declare(ctx context.Context, db Tx, t stream.Topic) error {
-	if _, err := db.Exec(ctx, declareSQL, t.NamespaceName(), t.Name, t.Count(), t.Stream); err != nil {
+func (s Schema) declare(ctx context.Context, db Tx, t stream.Topic) error {
+	if _, err := db.Exec(ctx, s.name.SQL(declareSQL), t.NamespaceName(), t.Name, t.Count(), t.Stream); err != nil {
 		return fmt.Errorf("declare topic %s: %w", t.Name, err)
 	}
 	var partitions int
 	var key string
-	if err := db.QueryRow(ctx, declaredSQL, t.NamespaceName(), t.Name).Scan(&partitions, &key); err != nil {
+	if err := db.QueryRow(ctx, s.name.SQL(declaredSQL), t.NamespaceName(), t.Name).Scan(&partitions, &key); err != nil {
 		return fmt.Errorf("declare topic %s: %w", t.Name, err)
 	}
 	if partitions != t.Count() || key != t.Stream {

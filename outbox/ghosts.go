@@ -20,7 +20,10 @@ const ghostsAtOnce = 100
 // were published (ReasonAhead), stream by stream, oldest first. The shard must stand still, or entries that are
 // published meanwhile are listed too.
 func Ghosts(ctx context.Context, pool *pgxpool.Pool, rdb redis.UniversalClient, shard int) ([]stream.Entry, error) {
-	r := &Relay{pool: pool, rdb: rdb, topics: newTopics(pool)}
+	return Schema{}.Ghosts(ctx, pool, rdb, shard)
+}
+
+func ghosts(ctx context.Context, r *Relay, shard int) ([]stream.Entry, error) {
 	if err := r.topics.load(ctx); err != nil {
 		return nil, fmt.Errorf("outbox: ghosts: %w", err)
 	}
@@ -28,7 +31,7 @@ func Ghosts(ctx context.Context, pool *pgxpool.Pool, rdb redis.UniversalClient, 
 	if err != nil {
 		return nil, fmt.Errorf("outbox: ghosts: %w", err)
 	}
-	if err := pool.QueryRow(ctx, query(`SELECT count(*) FROM {schema}.relay_lease`)).Scan(&r.shards); err != nil {
+	if err := r.db.QueryRow(ctx, `SELECT count(*) FROM {schema}.relay_lease`).Scan(&r.shards); err != nil {
 		return nil, fmt.Errorf("outbox: ghosts: %w", err)
 	}
 	own, err := r.idsOf(ctx, shard, &c.last)
@@ -42,7 +45,7 @@ func Ghosts(ctx context.Context, pool *pgxpool.Pool, rdb redis.UniversalClient, 
 				continue
 			}
 			known := c.known[targetName(topic, p)]
-			ghosts, _, err := entriesBehind(ctx, rdb, topic.StreamKey(p), known, c.last.number, own)
+			ghosts, _, err := entriesBehind(ctx, r.rdb, topic.StreamKey(p), known, c.last.number, own)
 			if err != nil {
 				return nil, fmt.Errorf("outbox: ghosts in %s: %w", topic.StreamKey(p), err)
 			}

@@ -53,7 +53,7 @@ func (r *Relay) leads() bool {
 }
 
 func (r *Relay) upkeep(ctx context.Context) {
-	report, err := Upkeep(ctx, r.pool, UpkeepConfig{Retention: r.config.Retention, DaysAhead: r.config.DaysAhead})
+	report, err := upkeep(ctx, r.db, UpkeepConfig{Retention: r.config.Retention, DaysAhead: r.config.DaysAhead})
 	if err != nil {
 		r.failed(ctx, "upkeep could not do all, and tries again", -1, err)
 		r.observe(ctx, Observation{Moment: Deferred, Shard: -1, Err: err})
@@ -69,7 +69,7 @@ func (r *Relay) upkeep(ctx context.Context) {
 const delayedRows = 500
 
 // Delayed rows are moved by one relay at a time, so that those of a key come in the order of their times.
-var moveDueSQL = query(`
+const moveDueSQL = `
 WITH turn AS MATERIALIZED (SELECT pg_try_advisory_xact_lock(7236837160519171408) AS mine),
 due AS (
 	DELETE FROM {schema}.outbox_delayed d
@@ -77,11 +77,11 @@ due AS (
 		ORDER BY p.due_at, p.id LIMIT $1::bigint FOR UPDATE OF p SKIP LOCKED) p
 	WHERE d.ctid = p.ctid RETURNING d.*)
 INSERT INTO {schema}.outbox (shard, ` + eventColumns + `)
-SELECT shard, ` + eventColumns + ` FROM due ORDER BY due_at, id`)
+SELECT shard, ` + eventColumns + ` FROM due ORDER BY due_at, id`
 
 func (r *Relay) moveDue(ctx context.Context) error {
 	for {
-		tag, err := r.pool.Exec(ctx, moveDueSQL, delayedRows)
+		tag, err := r.db.Exec(ctx, moveDueSQL, delayedRows)
 		if err != nil {
 			return err
 		}
@@ -97,14 +97,14 @@ func (r *Relay) moveDue(ctx context.Context) error {
 // backlogRows is how far rows that wait are counted, for each shard.
 const backlogRows = 10_000
 
-var backlogSQL = query(`
+const backlogSQL = `
 SELECT l.shard, w.waiting, (extract(epoch FROM clock_timestamp() - coalesce(w.oldest, clock_timestamp())) * 1000000)::bigint, last.batch,
 	(extract(epoch FROM clock_timestamp() - last.frozen_at) * 1000000)::bigint
 FROM {schema}.relay_lease l
 CROSS JOIN LATERAL (SELECT * FROM {schema}.relay_batch b WHERE b.shard = l.shard ORDER BY batch DESC LIMIT 1) last
 CROSS JOIN LATERAL (SELECT count(*) AS waiting, min(created_at) AS oldest FROM (SELECT created_at FROM {schema}.outbox o
 	WHERE o.shard = l.shard AND o.xid >= pg_snapshot_xmax(last.snap_to) LIMIT $2::bigint) o) w
-WHERE l.shard = ANY ($1::smallint[])`)
+WHERE l.shard = ANY ($1::smallint[])`
 
 // tellBacklog tells the observer how many rows of each shard wait, and for how long the oldest has.
 func (r *Relay) tellBacklog(ctx context.Context) error {
@@ -113,7 +113,7 @@ func (r *Relay) tellBacklog(ctx context.Context) error {
 	for _, s := range held {
 		byNumber[s.number] = s
 	}
-	rows, err := r.pool.Query(ctx, backlogSQL, numbersOf(held), backlogRows)
+	rows, err := r.db.Query(ctx, backlogSQL, numbersOf(held), backlogRows)
 	if err != nil {
 		return fmt.Errorf("backlog: %w", err)
 	}

@@ -32,37 +32,37 @@ func (c RelayConfig) leaseLength() time.Duration  { return c.LeaseTTL - c.leaseT
 func (c RelayConfig) leaseTrusted() time.Duration { return c.leaseLength() - c.leaseTick()/2 }
 func (c RelayConfig) leaseRenewal() time.Duration { return c.LeaseTTL / 3 }
 
-var (
-	instanceSQL = query(`
+const (
+	instanceSQL = `
 INSERT INTO {schema}.relay_instance AS i (id, lease_until) VALUES ($1::text, clock_timestamp() + $2::bigint * interval '1 microsecond')
-ON CONFLICT (id) DO UPDATE SET lease_until = excluded.lease_until`)
+ON CONFLICT (id) DO UPDATE SET lease_until = excluded.lease_until`
 
-	forgetSQL = query(`
-DELETE FROM {schema}.relay_instance WHERE id = $1::text OR lease_until < clock_timestamp() - interval '1 minute'`)
+	forgetSQL = `
+DELETE FROM {schema}.relay_instance WHERE id = $1::text OR lease_until < clock_timestamp() - interval '1 minute'`
 
-	renewSQL = query(`
+	renewSQL = `
 UPDATE {schema}.relay_lease l
 SET lease_until = clock_timestamp() + $2::bigint * interval '1 microsecond', published = greatest(l.published, p.published)
 FROM unnest($3::smallint[], $4::bigint[], $5::bigint[]) AS p(shard, epoch, published)
 WHERE l.shard = p.shard AND l.epoch = p.epoch AND l.owner = $1::text
-RETURNING l.shard`)
+RETURNING l.shard`
 
-	lookSQL = query(`
+	lookSQL = `
 SELECT (SELECT count(*) FROM {schema}.relay_instance WHERE id <> $1::text AND lease_until > clock_timestamp()),
-	(SELECT count(*) FROM {schema}.relay_lease WHERE lease_until <= clock_timestamp() AND shard <> ALL ($2::smallint[]))`)
+	(SELECT count(*) FROM {schema}.relay_lease WHERE lease_until <= clock_timestamp() AND shard <> ALL ($2::smallint[]))`
 
-	claimSQL = query(`
+	claimSQL = `
 UPDATE {schema}.relay_lease l
 SET owner = $1::text, epoch = epoch + 1, lease_until = clock_timestamp() + $2::bigint * interval '1 microsecond'
 WHERE shard IN (
 	SELECT shard FROM {schema}.relay_lease
 	WHERE lease_until <= clock_timestamp() AND shard <> ALL ($3::smallint[])
 	ORDER BY shard LIMIT $4::bigint FOR UPDATE SKIP LOCKED)
-RETURNING shard, epoch`)
+RETURNING shard, epoch`
 
-	giveUpSQL = query(`
+	giveUpSQL = `
 UPDATE {schema}.relay_lease SET lease_until = '-infinity', published = greatest(published, $4::bigint)
-WHERE shard = $1::smallint AND epoch = $2::bigint AND owner = $3::text`)
+WHERE shard = $1::smallint AND epoch = $2::bigint AND owner = $3::text`
 )
 
 // keepLeases claims shards, renews their leases and hands them over, and runs them, until ctx ends. It returns when
@@ -88,7 +88,7 @@ func (r *Relay) keepLeases(ctx, work context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
-	if _, err := r.pool.Exec(ctx, forgetSQL, r.id); err != nil {
+	if _, err := r.db.Exec(ctx, forgetSQL, r.id); err != nil {
 		r.failed(ctx, "signing off failed", -1, err)
 	}
 }
@@ -107,7 +107,7 @@ func (r *Relay) tend(ctx, work context.Context, renewed *time.Time) error {
 	}
 	held := r.held()
 	var others, free int
-	if err := r.pool.QueryRow(ctx, lookSQL, r.id, numbersOf(held)).Scan(&others, &free); err != nil {
+	if err := r.db.QueryRow(ctx, lookSQL, r.id, numbersOf(held)).Scan(&others, &free); err != nil {
 		return fmt.Errorf("look for other relays: %w", err)
 	}
 	part := (r.shards + others) / (others + 1) // rounded up
@@ -123,7 +123,7 @@ func (r *Relay) tend(ctx, work context.Context, renewed *time.Time) error {
 func (r *Relay) renew(ctx context.Context) error {
 	start := time.Now()
 	micros := r.config.leaseLength().Microseconds()
-	if _, err := r.pool.Exec(ctx, instanceSQL, r.id, micros); err != nil {
+	if _, err := r.db.Exec(ctx, instanceSQL, r.id, micros); err != nil {
 		return fmt.Errorf("renew: %w", err)
 	}
 	held := r.held()
@@ -134,7 +134,7 @@ func (r *Relay) renew(ctx context.Context) error {
 	for i, s := range held {
 		epochs[i], published[i] = s.lease.epoch, s.published.Load()
 	}
-	rows, err := r.pool.Query(ctx, renewSQL, r.id, micros, numbersOf(held), epochs, published)
+	rows, err := r.db.Query(ctx, renewSQL, r.id, micros, numbersOf(held), epochs, published)
 	if err != nil {
 		return fmt.Errorf("renew: %w", err)
 	}
@@ -159,7 +159,7 @@ func (r *Relay) renew(ctx context.Context) error {
 
 func (r *Relay) claim(ctx, work context.Context, n int) error {
 	start := time.Now()
-	rows, err := r.pool.Query(ctx, claimSQL, r.id, r.config.leaseLength().Microseconds(), numbersOf(r.held()), n)
+	rows, err := r.db.Query(ctx, claimSQL, r.id, r.config.leaseLength().Microseconds(), numbersOf(r.held()), n)
 	if err != nil {
 		return fmt.Errorf("claim: %w", err)
 	}
@@ -184,7 +184,7 @@ func (r *Relay) claim(ctx, work context.Context, n int) error {
 func (r *Relay) giveUp(ctx context.Context, s *shard) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
-	if _, err := r.pool.Exec(ctx, giveUpSQL, s.number, s.lease.epoch, r.id, s.published.Load()); err != nil {
+	if _, err := r.db.Exec(ctx, giveUpSQL, s.number, s.lease.epoch, r.id, s.published.Load()); err != nil {
 		r.failed(ctx, "giving up a lease failed: it runs out", s.number, err)
 	}
 }

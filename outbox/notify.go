@@ -3,18 +3,23 @@ package outbox
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/streamkeel/streamkeel/internal/pgschema"
 	"github.com/streamkeel/streamkeel/internal/quiet"
 	"github.com/streamkeel/streamkeel/internal/redisx"
 )
 
-// notifyChannel is what relays with a ListenURL listen to.
-const notifyChannel = schema + "_outbox"
+// notifyChannel is what relays with a ListenURL listen to. Postgres cuts it off after 63 bytes; a relay that is woken for
+// another schema looks for rows once more.
+func notifyChannel(schema pgschema.Name) string {
+	return pgx.Identifier{schema.String() + "_outbox"}.Sanitize()
+}
 
 // notifyEvery is how often a Notifier notifies at the most. Postgres queues notifications of all databases in one place, under
 // one lock.
@@ -27,17 +32,29 @@ const notifyEvery = 5 * time.Millisecond
 // It notifies outside of the business transactions. A NOTIFY within them makes all commits of the server wait for each
 // other.
 type Notifier struct {
-	pool *pgxpool.Pool
-	log  *quiet.Log
+	pool    *pgxpool.Pool
+	channel string
+	log     *quiet.Log
 }
 
-// NewNotifier returns a Notifier that takes a connection of pool for each notification. A nil logger is
-// slog.Default().
-func NewNotifier(pool *pgxpool.Pool, logger *slog.Logger) (*Notifier, error) {
+// NotifierConfig configures a [Notifier]. The zero value is the default.
+type NotifierConfig struct {
+	// Schema is that of the relays to wake. Default "streamkeel".
+	Schema string
+	// Logger gets what a person should know. Default slog.Default().
+	Logger *slog.Logger
+}
+
+// NewNotifier returns a Notifier that takes a connection of pool for each notification.
+func NewNotifier(pool *pgxpool.Pool, config NotifierConfig) (*Notifier, error) {
+	schema, err := pgschema.Parse(config.Schema)
 	if pool == nil {
-		return nil, errors.New("outbox: notifier: the Postgres pool is nil")
+		err = errors.Join(errors.New("the Postgres pool is nil"), err)
 	}
-	return &Notifier{pool: pool, log: quiet.New(logger)}, nil
+	if err != nil {
+		return nil, fmt.Errorf("outbox: invalid notifier config: %w", err)
+	}
+	return &Notifier{pool: pool, channel: notifyChannel(schema), log: quiet.New(config.Logger)}, nil
 }
 
 // Run notifies until ctx ends, and returns nil then. What fails is logged, and left to the relays' polls.
@@ -50,7 +67,7 @@ func (n *Notifier) Run(ctx context.Context) error {
 			return nil
 		case <-awake:
 		}
-		if _, err := n.pool.Exec(ctx, "NOTIFY "+notifyChannel); err != nil && ctx.Err() == nil {
+		if _, err := n.pool.Exec(ctx, "NOTIFY "+n.channel); err != nil && ctx.Err() == nil {
 			n.log.Error(ctx, "relays of other processes could not be woken", "", err)
 		}
 		redisx.Pause(ctx, notifyEvery)
@@ -76,7 +93,7 @@ func (r *Relay) listenOnce(ctx context.Context, connected func()) error {
 		defer cancel()
 		_ = conn.Close(ctx) // nothing is in hand
 	}()
-	if _, err := conn.Exec(ctx, "LISTEN "+notifyChannel); err != nil {
+	if _, err := conn.Exec(ctx, "LISTEN "+notifyChannel(r.db.schema)); err != nil {
 		return err
 	}
 	connected()

@@ -83,12 +83,12 @@ SELECT ` + rowColumns + ` FROM {schema}.outbox
 WHERE shard = $1::smallint AND xid = ANY ($6::xid8[]) AND id > $5::bigint`
 )
 
-var (
-	readRangeSQL = query(readRange + ` ORDER BY id`)
-	readBothSQL  = query(readRange + readLate + ` ORDER BY id`)
-	readRetrySQL = query(`
+const (
+	readRangeSQL = readRange + ` ORDER BY id`
+	readBothSQL  = readRange + readLate + ` ORDER BY id`
+	readRetrySQL = `
 SELECT seq, ` + eventColumns + ` FROM {schema}.outbox_failed
-WHERE shard = $1::smallint AND retry_batch = $2::bigint AND seq > $3::bigint ORDER BY seq`)
+WHERE shard = $1::smallint AND retry_batch = $2::bigint AND seq > $3::bigint ORDER BY seq`
 )
 
 // statement returns the query for the batch's rows behind a row, and its parameters as text.
@@ -135,13 +135,13 @@ func (r *Relay) eachPage(ctx context.Context, shard int, b *batch, after int64, 
 // readPages reads the batch's rows behind a row and hands them over page by page. It returns when the last one was
 // taken. The caller frees the pages.
 func (r *Relay) readPages(ctx context.Context, shard int, b *batch, after int64, out chan<- *page) error {
-	conn, err := r.pool.Acquire(ctx)
+	conn, err := r.db.pool.Acquire(ctx)
 	if err != nil {
 		return fmt.Errorf("read batch %d: %w", b.number, err)
 	}
 	defer conn.Release()
 	text, args := b.statement(shard, after)
-	result := conn.Conn().PgConn().ExecParams(ctx, text, args, nil, nil, binary1)
+	result := conn.Conn().PgConn().ExecParams(ctx, r.db.schema.SQL(text), args, nil, nil, binary1)
 	p := newPage()
 	for result.NextRow() {
 		if p.add(result.Values()); !p.full() {

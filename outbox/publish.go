@@ -35,18 +35,18 @@ type Tx interface {
 // takes two more, and makes others that use it for the first time wait until this transaction ends: [Declare] does
 // it beforehand.
 func Publish(ctx context.Context, tx Tx, topic stream.Topic, events ...stream.Event) error {
-	return insertAll(ctx, tx, atOnce, topic, events)
+	return Schema{}.Publish(ctx, tx, topic, events...)
 }
 
 // PublishAt is Publish for later: a relay moves the events into the outbox at that time, by the database's clock,
 // or as soon after as it runs (once a second). Delayed events of one key come in the order of their times.
 func PublishAt(ctx context.Context, tx Tx, topic stream.Topic, at time.Time, events ...stream.Event) error {
-	return insertAll(ctx, tx, due{at: at}, topic, events)
+	return Schema{}.PublishAt(ctx, tx, topic, at, events...)
 }
 
 // PublishAfter is PublishAt with a time counted from now, by the database's clock.
 func PublishAfter(ctx context.Context, tx Tx, topic stream.Topic, delay time.Duration, events ...stream.Event) error {
-	return insertAll(ctx, tx, due{after: max(delay, time.Microsecond)}, topic, events)
+	return Schema{}.PublishAfter(ctx, tx, topic, delay, events...)
 }
 
 // due is when events are published: at a time, or after a while, or at once.
@@ -63,7 +63,7 @@ const (
 	insertBytes  = 4 << 20
 )
 
-func insertAll(ctx context.Context, tx Tx, when due, topic stream.Topic, events []stream.Event) error {
+func (s Schema) insertAll(ctx context.Context, tx Tx, when due, topic stream.Topic, events []stream.Event) error {
 	if err := topic.Validate(); err != nil {
 		return err
 	}
@@ -85,7 +85,7 @@ func insertAll(ctx context.Context, tx Tx, when due, topic stream.Topic, events 
 			size += len(stamped[n].Data)
 			n++
 		}
-		if err := insert(ctx, tx, when, topic, stamped[:n]); err != nil {
+		if err := s.insert(ctx, tx, when, topic, stamped[:n]); err != nil {
 			return fmt.Errorf("outbox: publish to %s: %w", topic.Name, err)
 		}
 		stamped = stamped[n:]
@@ -95,9 +95,9 @@ func insertAll(ctx context.Context, tx Tx, when due, topic stream.Topic, events 
 
 // insert writes the events, all of them or none. The statement inserts only if the topic stands in the
 // database as the program has it; where it inserts nothing, the topic is declared, and it runs again.
-func insert(ctx context.Context, tx Tx, when due, topic stream.Topic, events []stream.Event) error {
+func (s Schema) insert(ctx context.Context, tx Tx, when due, topic stream.Topic, events []stream.Event) error {
 	for attempt := 0; ; attempt++ {
-		n, err := insertOnce(ctx, tx, when, topic, events)
+		n, err := s.insertOnce(ctx, tx, when, topic, events)
 		switch {
 		case err != nil:
 			return err
@@ -108,20 +108,20 @@ func insert(ctx context.Context, tx Tx, when due, topic stream.Topic, events []s
 		case attempt > 0:
 			return fmt.Errorf("the declaration of the topic is gone again")
 		}
-		if err := declare(ctx, tx, topic); err != nil {
+		if err := s.declare(ctx, tx, topic); err != nil {
 			return err
 		}
 	}
 }
 
-func insertOnce(ctx context.Context, tx Tx, when due, topic stream.Topic, events []stream.Event) (int64, error) {
+func (s Schema) insertOnce(ctx context.Context, tx Tx, when due, topic stream.Topic, events []stream.Event) (int64, error) {
 	_, isSQL := tx.(sqlTx)
 	if len(events) > 1 && !isSQL {
-		return insertMany(ctx, tx, when, topic, events)
+		return s.insertMany(ctx, tx, when, topic, events)
 	}
 	var inserted int64
 	for i := range events {
-		n, err := insertOne(ctx, tx, when, topic, &events[i])
+		n, err := s.insertOne(ctx, tx, when, topic, &events[i])
 		if inserted += n; err != nil || n == 0 {
 			return inserted, err
 		}
@@ -157,14 +157,14 @@ ORDER BY e.place`
 	ofTopic = `WHERE t.namespace = $1::text AND t.name = $2::text AND t.partitions = $3::integer AND coalesce(t.stream_key, '') = $5::text`
 )
 
-var (
-	insertOneSQL  = query(intoOutbox + oneEvent)
-	insertManySQL = query(intoOutbox + manyEvents)
-	delayOneSQL   = query(intoDelayed + oneEvent)
-	delayManySQL  = query(intoDelayed + manyEvents)
+const (
+	insertOneSQL  = intoOutbox + oneEvent
+	insertManySQL = intoOutbox + manyEvents
+	delayOneSQL   = intoDelayed + oneEvent
+	delayManySQL  = intoDelayed + manyEvents
 )
 
-func insertOne(ctx context.Context, tx Tx, when due, topic stream.Topic, e *stream.Event) (int64, error) {
+func (s Schema) insertOne(ctx context.Context, tx Tx, when due, topic stream.Topic, e *stream.Event) (int64, error) {
 	attributes, err := attributesOf(e)
 	if err != nil {
 		return 0, err
@@ -172,10 +172,10 @@ func insertOne(ctx context.Context, tx Tx, when due, topic stream.Topic, e *stre
 	args := append(make([]any, 0, 20), topic.NamespaceName(), topic.Name, topic.Count(), topic.Partition(e), topic.Stream, e.Key, e.ID,
 		e.Type, e.Source, nullTime(e.Time), e.ContentType, e.Schema, e.CorrelationID, e.CausationID, e.TraceParent,
 		nullTime(e.Expires), attributes, notNil(e.Data))
-	return when.exec(ctx, tx, insertOneSQL, delayOneSQL, args)
+	return when.exec(ctx, tx, s.name.SQL(insertOneSQL), s.name.SQL(delayOneSQL), args)
 }
 
-func insertMany(ctx context.Context, tx Tx, when due, topic stream.Topic, events []stream.Event) (int64, error) {
+func (s Schema) insertMany(ctx context.Context, tx Tx, when due, topic stream.Topic, events []stream.Event) (int64, error) {
 	n := len(events)
 	var (
 		partitions      = make([]int32, n)
@@ -201,7 +201,7 @@ func insertMany(ctx context.Context, tx Tx, when due, topic stream.Topic, events
 	}
 	args := append(make([]any, 0, 20), topic.NamespaceName(), topic.Name, topic.Count(), partitions, topic.Stream, texts[0], texts[1],
 		texts[2], texts[3], times, texts[4], texts[5], texts[6], texts[7], texts[8], expiries, texts[9], data)
-	return when.exec(ctx, tx, insertManySQL, delayManySQL, args)
+	return when.exec(ctx, tx, s.name.SQL(insertManySQL), s.name.SQL(delayManySQL), args)
 }
 
 // exec runs the statement that inserts at once or for later, and returns how many rows it inserted.

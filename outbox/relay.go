@@ -30,7 +30,7 @@ import (
 // connections and one for every 4 shards that it owns, one of its own if ListenURL is set, and one more for a moment when it makes or drops row
 // partitions.
 type Relay struct {
-	pool   *pgxpool.Pool
+	db     database
 	rdb    redis.UniversalClient
 	config RelayConfig
 	id     string
@@ -56,15 +56,20 @@ func NewRelay(pool *pgxpool.Pool, rdb redis.UniversalClient, config RelayConfig)
 	if err := config.validate(pool, rdb); err != nil {
 		return nil, err
 	}
+	schema, err := In(config.Schema)
+	if err != nil {
+		return nil, err
+	}
+	db := schema.database(pool)
 	suffix := make([]byte, 4)
 	_, _ = rand.Read(suffix) // never fails
 	return &Relay{
-		pool:   pool,
+		db:     db,
 		rdb:    rdb,
 		config: config,
 		id:     config.Name + "-" + hex.EncodeToString(suffix),
 		log:    quiet.New(config.Logger),
-		topics: newTopics(pool),
+		topics: newTopics(db),
 		awake:  make(chan struct{}, 1),
 		ready:  make(chan *shard, maxShards),
 		healed: make(chan struct{}, 1),

@@ -44,40 +44,44 @@ type Restamped struct {
 //
 // With dryRun it only tells. What failed on the way is done by the next call.
 func Restamp(ctx context.Context, pool *pgxpool.Pool, rdb redis.UniversalClient, dryRun bool) (Restamped, error) {
-	done, err := restamp(ctx, &Relay{pool: pool, rdb: rdb, topics: newTopics(pool)}, dryRun)
+	return Schema{}.Restamp(ctx, pool, rdb, dryRun)
+}
+
+const (
+	relayRunsSQL = `SELECT EXISTS (SELECT FROM {schema}.relay_lease WHERE lease_until > clock_timestamp())`
+
+	countRowsSQL = `SELECT count(*) FROM {schema}.outbox`
+
+	// The last batch may have been under way, and must be what it was when it is read again: three numbers tell the rows
+	// before it, its own, and those after it. Whatever is written from now on has a higher number.
+	restampRowsSQL = `
+UPDATE {schema}.outbox o
+SET xid = (CASE WHEN pg_visible_in_snapshot(o.xid, b.snap_from) THEN '3' WHEN pg_visible_in_snapshot(o.xid, b.snap_to) THEN '4' ELSE '5' END)::xid8
+FROM {schema}.relay_lease l
+CROSS JOIN LATERAL (SELECT snap_from, snap_to FROM {schema}.relay_batch b WHERE b.shard = l.shard ORDER BY batch DESC LIMIT 1) b
+WHERE o.shard = l.shard`
+
+	restampBatchSQL = `
+UPDATE {schema}.relay_batch SET snap_from = '4:4:', snap_to = '5:5:', prev = $3::jsonb, complete = true
+WHERE shard = $1::smallint AND batch = $2::bigint`
+
+	forgetBatchesSQL = `DELETE FROM {schema}.relay_batch WHERE shard = $1::smallint AND batch < $2::bigint`
+)
+
+func restamp(ctx context.Context, r *Relay, dryRun bool) (Restamped, error) {
+	done, err := restampAll(ctx, r, dryRun)
 	if err != nil {
 		return done, fmt.Errorf("outbox: restamp: %w", err)
 	}
 	return done, nil
 }
 
-var (
-	relayRunsSQL = query(`SELECT EXISTS (SELECT FROM {schema}.relay_lease WHERE lease_until > clock_timestamp())`)
-
-	countRowsSQL = query(`SELECT count(*) FROM {schema}.outbox`)
-
-	// The last batch may have been under way, and must be what it was when it is read again: three numbers tell the rows
-	// before it, its own, and those after it. Whatever is written from now on has a higher number.
-	restampRowsSQL = query(`
-UPDATE {schema}.outbox o
-SET xid = (CASE WHEN pg_visible_in_snapshot(o.xid, b.snap_from) THEN '3' WHEN pg_visible_in_snapshot(o.xid, b.snap_to) THEN '4' ELSE '5' END)::xid8
-FROM {schema}.relay_lease l
-CROSS JOIN LATERAL (SELECT snap_from, snap_to FROM {schema}.relay_batch b WHERE b.shard = l.shard ORDER BY batch DESC LIMIT 1) b
-WHERE o.shard = l.shard`)
-
-	restampBatchSQL = query(`
-UPDATE {schema}.relay_batch SET snap_from = '4:4:', snap_to = '5:5:', prev = $3::jsonb, complete = true
-WHERE shard = $1::smallint AND batch = $2::bigint`)
-
-	forgetBatchesSQL = query(`DELETE FROM {schema}.relay_batch WHERE shard = $1::smallint AND batch < $2::bigint`)
-)
-
-func restamp(ctx context.Context, r *Relay, dryRun bool) (done Restamped, err error) {
+func restampAll(ctx context.Context, r *Relay, dryRun bool) (done Restamped, err error) {
 	if err := r.topics.load(ctx); err != nil {
 		return done, err
 	}
-	err = pgx.BeginFunc(ctx, r.pool, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, query(`LOCK TABLE {schema}.relay_lease IN EXCLUSIVE MODE`)); err != nil { // no relay begins
+	err = r.db.inTx(ctx, pgx.TxOptions{}, func(tx tables) error {
+		if _, err := tx.Exec(ctx, `LOCK TABLE {schema}.relay_lease IN EXCLUSIVE MODE`); err != nil { // no relay begins
 			return err
 		}
 		var runs, foreign bool
@@ -99,19 +103,19 @@ func restamp(ctx context.Context, r *Relay, dryRun bool) (done Restamped, err er
 	if err != nil {
 		return done, err
 	}
-	if done.System, err = systemOf(ctx, r.pool); err != nil {
+	if done.System, err = r.db.system(ctx); err != nil {
 		return done, err
 	}
 	done.Streams, err = r.restampStreams(ctx, done.System, dryRun)
 	return done, err
 }
 
-func restampRows(ctx context.Context, r *Relay, tx pgx.Tx) (int64, error) {
+func restampRows(ctx context.Context, r *Relay, tx tables) (int64, error) {
 	tag, err := tx.Exec(ctx, restampRowsSQL)
 	if err != nil {
 		return 0, err
 	}
-	shards, err := readShards(ctx, r.pool)
+	shards, err := readShards(ctx, r.db)
 	if err != nil {
 		return 0, err
 	}

@@ -81,12 +81,12 @@ func (s *shard) writtenTargets() []*target {
 	return all
 }
 
-var (
-	wantedSQL = query(`
-SELECT DISTINCT shard FROM {schema}.outbox_failed WHERE shard = ANY ($1::smallint[]) AND retry_wanted AND retry_batch IS NULL`)
+const (
+	wantedSQL = `
+SELECT DISTINCT shard FROM {schema}.outbox_failed WHERE shard = ANY ($1::smallint[]) AND retry_wanted AND retry_batch IS NULL`
 
 	// Of a parked key all rows come, in their order, also those that were parked after somebody asked.
-	freezeRetrySQL = query(`
+	freezeRetrySQL = `
 WITH owner AS (
 	SELECT shard FROM {schema}.relay_lease WHERE shard = $1::smallint AND epoch = $2::bigint
 ), frozen AS (
@@ -99,7 +99,7 @@ WITH owner AS (
 		OR f.parked AND EXISTS (SELECT FROM {schema}.outbox_failed w WHERE w.shard = f.shard AND w.parked AND w.retry_wanted
 			AND w.retry_batch IS NULL AND w.namespace = f.namespace AND w.topic = f.topic AND w.key = f.key))
 )
-SELECT (SELECT count(*) FROM frozen)`)
+SELECT (SELECT count(*) FROM frozen)`
 )
 
 // freezeRetries freezes batches of the rows that are wanted again, for idle shards that have such rows.
@@ -107,7 +107,7 @@ func (r *Relay) freezeRetries(ctx context.Context, idle []*shard) (done []*shard
 	if len(idle) == 0 {
 		return nil, nil
 	}
-	rows, err := r.pool.Query(ctx, wantedSQL, numbersOf(idle))
+	rows, err := r.db.Query(ctx, wantedSQL, numbersOf(idle))
 	if err != nil {
 		return nil, fmt.Errorf("look for rows to retry: %w", err)
 	}
@@ -123,7 +123,7 @@ func (r *Relay) freezeRetries(ctx context.Context, idle []*shard) (done []*shard
 		f := s.next()
 		b := batch{number: f.number, tag: f.tag, from: f.from, to: f.from, prev: f.prev, complete: f.complete, retry: true}
 		var frozen int
-		err := r.pool.QueryRow(ctx, freezeRetrySQL, s.number, s.lease.epoch, f.number, f.tag, f.from.text, f.prevJSON(), f.complete).Scan(&frozen)
+		err := r.db.QueryRow(ctx, freezeRetrySQL, s.number, s.lease.epoch, f.number, f.tag, f.from.text, f.prevJSON(), f.complete).Scan(&frozen)
 		if err != nil || frozen == 0 {
 			b = batch{} // the lease is lost, or it was frozen and the reply is lost: the log tells
 		}

@@ -135,19 +135,19 @@ func (s *shard) knownBefore(ctx context.Context, number int64) (map[string]strea
 	return c.known, nil
 }
 
-var (
+const (
 	// The batch after one tells which streams that one touched; a row that holds all positions tells it too.
-	touchedSQL = query(`
+	touchedSQL = `
 SELECT DISTINCT p.key, p.value FROM {schema}.relay_batch b, jsonb_each_text(b.prev) p
-WHERE b.shard = $1::smallint AND b.batch > $2::bigint AND b.batch <= $3::bigint AND p.key = ANY ($4::text[])`)
+WHERE b.shard = $1::smallint AND b.batch > $2::bigint AND b.batch <= $3::bigint AND p.key = ANY ($4::text[])`
 
-	keptSQL = query(`SELECT coalesce(min(batch), 0) FROM {schema}.relay_batch WHERE shard = $1::smallint`)
+	keptSQL = `SELECT coalesce(min(batch), 0) FROM {schema}.relay_batch WHERE shard = $1::smallint`
 
-	ageSQL = query(`
+	ageSQL = `
 SELECT (extract(epoch FROM clock_timestamp() - frozen_at) * 1000000)::bigint FROM {schema}.relay_batch
-WHERE shard = $1::smallint AND batch = $2::bigint`)
+WHERE shard = $1::smallint AND batch = $2::bigint`
 
-	batchSQL = query(`SELECT ` + batchColumns + ` FROM {schema}.relay_batch WHERE shard = $1::smallint AND batch = $2::bigint`)
+	batchSQL = `SELECT ` + batchColumns + ` FROM {schema}.relay_batch WHERE shard = $1::smallint AND batch = $2::bigint`
 )
 
 // findBatches looks up which batches before b hold what the streams lack.
@@ -157,7 +157,7 @@ func (s *shard) findBatches(ctx context.Context, b *batch, lost *loss) error {
 	for i, t := range lost.targets {
 		names[i] = t.name
 	}
-	rows, err := s.relay.pool.Query(ctx, touchedSQL, s.number, first, b.number, names)
+	rows, err := s.relay.db.Query(ctx, touchedSQL, s.number, first, b.number, names)
 	if err != nil {
 		return fmt.Errorf("read the log: %w", err)
 	}
@@ -178,7 +178,7 @@ func (s *shard) findBatches(ctx context.Context, b *batch, lost *loss) error {
 	}
 	slices.Sort(lost.batches)
 	var kept int64
-	if err := s.relay.pool.QueryRow(ctx, keptSQL, s.number).Scan(&kept); err != nil {
+	if err := s.relay.db.QueryRow(ctx, keptSQL, s.number).Scan(&kept); err != nil {
 		return fmt.Errorf("read the log: %w", err)
 	}
 	all := len(lost.batches)
@@ -188,7 +188,7 @@ func (s *shard) findBatches(ctx context.Context, b *batch, lost *loss) error {
 		return nil
 	}
 	var micros int64
-	if err := s.relay.pool.QueryRow(ctx, ageSQL, s.number, lost.batches[0]).Scan(&micros); err != nil {
+	if err := s.relay.db.QueryRow(ctx, ageSQL, s.number, lost.batches[0]).Scan(&micros); err != nil {
 		return fmt.Errorf("read the log: %w", err)
 	}
 	lost.age = time.Duration(micros) * time.Microsecond
@@ -198,7 +198,7 @@ func (s *shard) findBatches(ctx context.Context, b *batch, lost *loss) error {
 
 func (s *shard) readBatch(ctx context.Context, number int64) (b batch, err error) {
 	err = s.insist(ctx, "reading the log failed", func() error {
-		found, err := scanBatches(s.relay.pool.Query(ctx, batchSQL, s.number, number))
+		found, err := scanBatches(s.relay.db.Query(ctx, batchSQL, s.number, number))
 		if err != nil {
 			return fmt.Errorf("read the log: %w", err)
 		}

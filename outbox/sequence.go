@@ -59,7 +59,7 @@ func (r *Relay) sequence(ctx context.Context) {
 // rows of the batch before it are then no longer needed to know that, and may be dropped.
 const restAfter = time.Minute
 
-var probeSQL = query(`SELECT pg_current_snapshot()::text, {schema}.relay_probe($1::smallint[], $2::text[])`)
+const probeSQL = `SELECT pg_current_snapshot()::text, {schema}.relay_probe($1::smallint[], $2::text[])`
 
 // freezeReady does one round: the idle shards that have rows get a batch to publish and leave the list.
 func (r *Relay) freezeReady(ctx context.Context, idle *[]*shard) (int, error) {
@@ -77,7 +77,7 @@ func (r *Relay) freezeReady(ctx context.Context, idle *[]*shard) (int, error) {
 	}
 	var at string
 	var found []int16
-	if err := r.pool.QueryRow(ctx, probeSQL, numbersOf(*idle), bases).Scan(&at, &found); err != nil {
+	if err := r.db.QueryRow(ctx, probeSQL, numbersOf(*idle), bases).Scan(&at, &found); err != nil {
 		return 0, fmt.Errorf("probe: %w", err)
 	}
 	present, err := parseSnapshot(at)

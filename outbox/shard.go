@@ -251,12 +251,12 @@ func backoff(attempt int) time.Duration {
 	return d/2 + rand.N(d/2)
 }
 
-var epochSQL = query(`SELECT epoch FROM {schema}.relay_lease WHERE shard = $1::smallint`)
+const epochSQL = `SELECT epoch FROM {schema}.relay_lease WHERE shard = $1::smallint`
 
 // checkLease asks the database whether the shard is still this relay's.
 func (s *shard) checkLease(ctx context.Context) error {
 	var epoch int64
-	if err := s.relay.pool.QueryRow(ctx, epochSQL, s.number).Scan(&epoch); err != nil {
+	if err := s.relay.db.QueryRow(ctx, epochSQL, s.number).Scan(&epoch); err != nil {
 		return fmt.Errorf("check the lease: %w", err)
 	}
 	if epoch != s.lease.epoch {

@@ -55,9 +55,9 @@ type Stop struct {
 	Decision string
 }
 
-var (
+const (
 	// The LIMIT within a LATERAL has each transaction looked up in the index; a plain join would be hashed, over all rows.
-	shardStatusSQL = query(`
+	shardStatusSQL = `
 SELECT l.shard, CASE WHEN l.lease_until > clock_timestamp() THEN l.owner ELSE '' END, l.epoch,
 	CASE WHEN isfinite(l.lease_until) THEN l.lease_until ELSE '1970-01-01 00:00:00+00' END, last.batch, l.published,
 	w.waiting, greatest((extract(epoch FROM clock_timestamp() - w.oldest) * 1000000)::bigint,
@@ -69,22 +69,26 @@ CROSS JOIN LATERAL (SELECT count(*) AS waiting, min(created_at) AS oldest FROM (
 	UNION ALL SELECT o.created_at FROM pg_snapshot_xip(last.snap_to) AS x(xid)
 		CROSS JOIN LATERAL (SELECT created_at FROM {schema}.outbox o WHERE o.shard = l.shard AND o.xid = x.xid LIMIT $1::bigint) o
 	LIMIT $1::bigint) o) w
-ORDER BY l.shard`)
+ORDER BY l.shard`
 
-	countsSQL = query(`
+	countsSQL = `
 SELECT (SELECT count(*) FROM {schema}.relay_instance WHERE lease_until > clock_timestamp()),
-	(SELECT count(*) FROM {schema}.outbox_delayed), (SELECT count(*) FROM {schema}.outbox_failed WHERE retry_batch IS NULL)`)
+	(SELECT count(*) FROM {schema}.outbox_delayed), (SELECT count(*) FROM {schema}.outbox_failed WHERE retry_batch IS NULL)`
 
-	stopsSQL = query(`
+	stopsSQL = `
 SELECT shard, reason, detail, stopped_at, coalesce(first_batch, 0), coalesce(rows_lost, 0), coalesce(bytes_lost, 0),
 	coalesce(oldest_lost, '1970-01-01 00:00:00+00'), coalesce(decision, '')
-FROM {schema}.relay_stop ORDER BY shard`)
+FROM {schema}.relay_stop ORDER BY shard`
 )
 
 // ReadStatus reads how the outbox stands, from Postgres alone. It counts at most 10,000 rows of each shard.
 func ReadStatus(ctx context.Context, pool *pgxpool.Pool) (Status, error) {
+	return Schema{}.ReadStatus(ctx, pool)
+}
+
+func readStatus(ctx context.Context, db database) (Status, error) {
 	var status Status
-	err := pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+	err := db.inTx(ctx, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx tables) error {
 		if _, err := tx.Exec(ctx, `SET LOCAL jit = off`); err != nil { // which compiles for longer than the query takes
 			return err
 		}
@@ -103,13 +107,13 @@ func ReadStatus(ctx context.Context, pool *pgxpool.Pool) (Status, error) {
 	if err != nil {
 		return status, fmt.Errorf("outbox: status: %w", err)
 	}
-	if err := pool.QueryRow(ctx, countsSQL).Scan(&status.Relays, &status.Delayed, &status.Failed); err != nil {
+	if err := db.QueryRow(ctx, countsSQL).Scan(&status.Relays, &status.Delayed, &status.Failed); err != nil {
 		return status, fmt.Errorf("outbox: status: %w", err)
 	}
-	if err := pool.QueryRow(ctx, aheadSQL).Scan(&status.DaysAhead); err != nil {
+	if err := db.QueryRow(ctx, aheadSQL).Scan(&status.DaysAhead); err != nil {
 		return status, fmt.Errorf("outbox: status: %w", err)
 	}
-	stops, err := readStops(ctx, pool)
+	stops, err := readStops(ctx, db)
 	if err != nil {
 		return status, err
 	}
@@ -119,8 +123,8 @@ func ReadStatus(ctx context.Context, pool *pgxpool.Pool) (Status, error) {
 	return status, nil
 }
 
-func readStops(ctx context.Context, pool *pgxpool.Pool) (map[int]*Stop, error) {
-	rows, err := pool.Query(ctx, stopsSQL)
+func readStops(ctx context.Context, db database) (map[int]*Stop, error) {
+	rows, err := db.Query(ctx, stopsSQL)
 	if err != nil {
 		return nil, fmt.Errorf("outbox: status: %w", err)
 	}

@@ -76,24 +76,24 @@ func stopOf(f *fault) stop {
 // recheckEvery is how often a shard that stands still looks whether it may go on.
 const recheckEvery = 2 * time.Second
 
-var (
-	stopSQL = query(`
+const (
+	stopSQL = `
 INSERT INTO {schema}.relay_stop AS s (shard, reason, detail, first_batch, rows_lost, bytes_lost, oldest_lost)
 VALUES ($1::smallint, $2::text, $3::text, $4::bigint, $5::bigint, $6::bigint, $7::timestamptz)
 ON CONFLICT (shard) DO UPDATE SET reason = excluded.reason, detail = excluded.detail, first_batch = excluded.first_batch,
 	rows_lost = excluded.rows_lost, bytes_lost = excluded.bytes_lost, oldest_lost = excluded.oldest_lost,
 	stopped_at = CASE WHEN s.reason = excluded.reason THEN s.stopped_at ELSE excluded.stopped_at END
-WHERE (s.reason, s.detail, s.rows_lost) IS DISTINCT FROM (excluded.reason, excluded.detail, excluded.rows_lost)`)
+WHERE (s.reason, s.detail, s.rows_lost) IS DISTINCT FROM (excluded.reason, excluded.detail, excluded.rows_lost)`
 
 	// A decision holds for one time.
-	decisionSQL = query(`
+	decisionSQL = `
 UPDATE {schema}.relay_stop s SET decision = NULL
 FROM (SELECT shard, decision FROM {schema}.relay_stop WHERE shard = $1::smallint FOR UPDATE) old
 WHERE s.shard = old.shard AND old.decision IS NOT NULL
-RETURNING old.decision`)
+RETURNING old.decision`
 
-	resumeSQL = query(`DELETE FROM {schema}.relay_stop WHERE shard = $1::smallint`)
-	haltedSQL = query(`SELECT EXISTS (SELECT FROM {schema}.relay_stop WHERE shard = $1::smallint)`)
+	resumeSQL = `DELETE FROM {schema}.relay_stop WHERE shard = $1::smallint`
+	haltedSQL = `SELECT EXISTS (SELECT FROM {schema}.relay_stop WHERE shard = $1::smallint)`
 )
 
 // halt records why the shard stands still, and waits for a while, or for a decision, which it carries out. Then the
@@ -133,7 +133,7 @@ func (s *shard) await(ctx context.Context, b *batch, st stop) (decision, error) 
 		if err := s.checkLease(ctx); err != nil {
 			return err
 		}
-		_, err := s.relay.pool.Exec(ctx, stopSQL, s.number, string(st.reason), st.detail, size.first, size.rows, size.bytes, size.oldest)
+		_, err := s.relay.db.Exec(ctx, stopSQL, s.number, string(st.reason), st.detail, size.first, size.rows, size.bytes, size.oldest)
 		if err != nil {
 			return err
 		}
@@ -156,7 +156,7 @@ func (s *shard) await(ctx context.Context, b *batch, st stop) (decision, error) 
 
 func (s *shard) takeDecision(ctx context.Context, reason Reason) (decision, error) {
 	var text string
-	err := s.relay.pool.QueryRow(ctx, decisionSQL, s.number).Scan(&text)
+	err := s.relay.db.QueryRow(ctx, decisionSQL, s.number).Scan(&text)
 	if err == pgx.ErrNoRows {
 		return undecided, nil
 	}
@@ -172,7 +172,7 @@ func (s *shard) resume(ctx context.Context) error {
 		return nil
 	}
 	err := s.insist(ctx, "recording that a shard goes on failed", func() error {
-		_, err := s.relay.pool.Exec(ctx, resumeSQL, s.number)
+		_, err := s.relay.db.Exec(ctx, resumeSQL, s.number)
 		return err
 	})
 	if err == nil {

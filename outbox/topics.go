@@ -11,14 +11,13 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/streamkeel/streamkeel/stream"
 )
 
 // topics holds the topics as the database has them.
 type topics struct {
-	pool *pgxpool.Pool
+	db database
 
 	mu     sync.RWMutex
 	byName map[topicName]placed
@@ -37,13 +36,13 @@ func targetName(topic placed, partition int) string {
 	return topic.Namespace + "/" + topic.Name + "/" + strconv.Itoa(partition)
 }
 
-func newTopics(pool *pgxpool.Pool) *topics { return &topics{pool: pool} }
+func newTopics(db database) *topics { return &topics{db: db} }
 
-var topicsSQL = query(`
-SELECT namespace, name, partitions, coalesce(stream_key, ''), first_shard FROM {schema}.topic ORDER BY namespace, name`)
+const topicsSQL = `
+SELECT namespace, name, partitions, coalesce(stream_key, ''), first_shard FROM {schema}.topic ORDER BY namespace, name`
 
 func (t *topics) load(ctx context.Context) error {
-	rows, err := t.pool.Query(ctx, topicsSQL)
+	rows, err := t.db.Query(ctx, topicsSQL)
 	if err != nil {
 		return err
 	}

@@ -15,6 +15,8 @@ import (
 type UpkeepConfig struct {
 	Retention time.Duration
 	DaysAhead int
+	// Schema is where the tables are. Default "streamkeel".
+	Schema string
 }
 
 // UpkeepReport is what Upkeep did.
@@ -35,6 +37,14 @@ type UpkeepReport struct {
 // after it was detached concurrently. What cannot be done within seconds, because of a transaction that has been open for
 // long, is an error, and done by a later call. The role must own the tables.
 func Upkeep(ctx context.Context, pool *pgxpool.Pool, config UpkeepConfig) (UpkeepReport, error) {
+	schema, err := In(config.Schema)
+	if err != nil {
+		return UpkeepReport{}, err
+	}
+	return upkeep(ctx, schema.database(pool), config)
+}
+
+func upkeep(ctx context.Context, db database, config UpkeepConfig) (UpkeepReport, error) {
 	var report UpkeepReport
 	var faults []error
 	note := func(err error) {
@@ -42,9 +52,9 @@ func Upkeep(ctx context.Context, pool *pgxpool.Pool, config UpkeepConfig) (Upkee
 			faults = append(faults, err)
 		}
 	}
-	note(addPartitions(ctx, pool, config.DaysAhead, &report))
-	note(trimLog(ctx, pool, config.Retention, &report))
-	note(dropPartitions(ctx, pool, config.Retention, &report))
+	note(addPartitions(ctx, db, config.DaysAhead, &report))
+	note(trimLog(ctx, db, config.Retention, &report))
+	note(dropPartitions(ctx, db, config.Retention, &report))
 	if err := errors.Join(faults...); err != nil {
 		return report, fmt.Errorf("outbox: upkeep: %w", err)
 	}
@@ -58,26 +68,26 @@ const (
 	detachTimeout = 5 * time.Second
 )
 
-var (
-	addSQL   = query(`SELECT {schema}.outbox_add_partitions($1::integer)`)
-	aheadSQL = query(`
+const (
+	addSQL   = `SELECT {schema}.outbox_add_partitions($1::integer)`
+	aheadSQL = `
 SELECT coalesce(max(to_date(right(c.relname, 8), 'YYYYMMDD')) - (clock_timestamp() AT TIME ZONE 'UTC')::date, 0)
-FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = '{schema}.outbox'::regclass`)
+FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = '{schema}.outbox'::regclass`
 )
 
-func addPartitions(ctx context.Context, pool *pgxpool.Pool, days int, report *UpkeepReport) error {
-	err := inTx(ctx, pool, func(tx pgx.Tx) error {
+func addPartitions(ctx context.Context, db database, days int, report *UpkeepReport) error {
+	err := db.inShortTx(ctx, func(tx tables) error {
 		return tx.QueryRow(ctx, addSQL, days).Scan(&report.Made)
 	})
 	if err != nil {
 		return fmt.Errorf("make row partitions: %w", err)
 	}
-	return pool.QueryRow(ctx, aheadSQL).Scan(&report.DaysAhead)
+	return db.QueryRow(ctx, aheadSQL).Scan(&report.DaysAhead)
 }
 
-// inTx runs fn in a transaction that waits for no lock for longer than lockTimeout.
-func inTx(ctx context.Context, pool *pgxpool.Pool, fn func(tx pgx.Tx) error) error {
-	return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+// inShortTx runs fn in a transaction that waits for no lock for longer than lockTimeout.
+func (d database) inShortTx(ctx context.Context, fn func(tx tables) error) error {
+	return d.inTx(ctx, pgx.TxOptions{}, func(tx tables) error {
 		if _, err := tx.Exec(ctx, "SET LOCAL lock_timeout = '"+lockTimeout+"'"); err != nil {
 			return err
 		}
@@ -88,38 +98,38 @@ func inTx(ctx context.Context, pool *pgxpool.Pool, fn func(tx pgx.Tx) error) err
 // trimRows is how many rows of the log one statement removes.
 const trimRows = 5000
 
-var (
-	shardsSQL = query(`SELECT shard FROM {schema}.relay_lease ORDER BY shard`)
+const (
+	shardsSQL = `SELECT shard FROM {schema}.relay_lease ORDER BY shard`
 
 	// What goes lies before the newest row that holds all positions and is old enough itself; the last rows stay
 	// in any case.
-	trimSQL = query(`
+	trimSQL = `
 DELETE FROM {schema}.relay_batch WHERE shard = $1::smallint AND batch < (
 	SELECT max(batch) FROM (
 		SELECT batch, complete, frozen_at FROM {schema}.relay_batch WHERE shard = $1::smallint ORDER BY batch LIMIT $3::bigint) b
-	WHERE complete AND frozen_at < clock_timestamp() - $2::bigint * interval '1 microsecond')`)
+	WHERE complete AND frozen_at < clock_timestamp() - $2::bigint * interval '1 microsecond')`
 
-	trimFailedSQL = query(`
+	trimFailedSQL = `
 DELETE FROM {schema}.outbox_failed WHERE seq IN (
-	SELECT seq FROM {schema}.outbox_failed WHERE retried_at < clock_timestamp() - $1::bigint * interval '1 microsecond' LIMIT $2::bigint)`)
+	SELECT seq FROM {schema}.outbox_failed WHERE retried_at < clock_timestamp() - $1::bigint * interval '1 microsecond' LIMIT $2::bigint)`
 )
 
-func readShards(ctx context.Context, pool *pgxpool.Pool) ([]int, error) {
-	rows, err := pool.Query(ctx, shardsSQL)
+func readShards(ctx context.Context, db database) ([]int, error) {
+	rows, err := db.Query(ctx, shardsSQL)
 	if err != nil {
 		return nil, err
 	}
 	return pgx.CollectRows(rows, pgx.RowTo[int])
 }
 
-func trimLog(ctx context.Context, pool *pgxpool.Pool, retention time.Duration, report *UpkeepReport) error {
-	shards, err := readShards(ctx, pool)
+func trimLog(ctx context.Context, db database, retention time.Duration, report *UpkeepReport) error {
+	shards, err := readShards(ctx, db)
 	if err != nil {
 		return fmt.Errorf("trim the log: %w", err)
 	}
 	trim := func(count *int64, statement string, args ...any) error {
 		for {
-			tag, err := pool.Exec(ctx, statement, args...)
+			tag, err := db.Exec(ctx, statement, args...)
 			if err != nil {
 				return fmt.Errorf("trim the log: %w", err)
 			}
@@ -136,21 +146,21 @@ func trimLog(ctx context.Context, pool *pgxpool.Pool, retention time.Duration, r
 	return trim(&report.Failed, trimFailedSQL, retention.Microseconds(), trimRows)
 }
 
-var (
+const (
 	// Row partitions whose time was over a Retention ago, and tables that were detached and not dropped.
-	oldSQL = query(`
+	oldSQL = `
 SELECT c.relname, i.inhrelid IS NOT NULL, coalesce(i.inhdetachpending, false)
 FROM pg_class c LEFT JOIN pg_inherits i ON i.inhrelid = c.oid AND i.inhparent = '{schema}.outbox'::regclass
 WHERE c.relnamespace = '{schema}'::regnamespace AND c.relkind = 'r' AND c.relname ~ '^outbox_[0-9]{8}$'
 	AND (to_date(right(c.relname, 8), 'YYYYMMDD') + 1)::timestamp AT TIME ZONE 'UTC' < clock_timestamp() - $1::bigint * interval '1 microsecond'
-ORDER BY c.relname`)
+ORDER BY c.relname`
 
 	// A row partition may go if nobody writes to it any more, and every row in it was in a batch before one that was frozen
 	// a Retention ago, or before the last one, which a takeover reads. done is, for each shard, the snapshot up to which that
 	// holds. Whoever wrote to it had a transaction number when its time was over, and so below the end of every
 	// snapshot taken later: if all transactions below one of those are over, all writers are. (A batch of retries has an older
 	// snapshot, the first row of a log has none.)
-	finishedSQL = query(`
+	finishedSQL = `
 WITH done AS (
 	SELECT l.shard, coalesce(kept.frozen_at, last.frozen_at) AS frozen_at, coalesce(kept.snap_to, last.snap_to) AS snap_to,
 		coalesce(kept.batch > 0 AND NOT kept.retry, last.batch > 0 AND NOT last.retry) AS taken_then,
@@ -164,11 +174,11 @@ SELECT EXISTS (SELECT FROM done WHERE taken_then AND frozen_at > (to_date($2::te
 		AND pg_snapshot_xmax(snap_to) <= pg_snapshot_xmin(pg_current_snapshot())),
 	NOT EXISTS (SELECT FROM done d, {schema}.{table} o WHERE o.shard = d.shard AND o.xid >= pg_snapshot_xmax(d.snap))
 	AND NOT EXISTS (SELECT FROM done d CROSS JOIN LATERAL pg_snapshot_xip(d.snap) AS x(xid)
-		CROSS JOIN LATERAL (SELECT FROM {schema}.{table} o WHERE o.shard = d.shard AND o.xid = x.xid LIMIT 1) o)`)
+		CROSS JOIN LATERAL (SELECT FROM {schema}.{table} o WHERE o.shard = d.shard AND o.xid = x.xid LIMIT 1) o)`
 )
 
-func dropPartitions(ctx context.Context, pool *pgxpool.Pool, retention time.Duration, report *UpkeepReport) error {
-	rows, err := pool.Query(ctx, oldSQL, retention.Microseconds())
+func dropPartitions(ctx context.Context, db database, retention time.Duration, report *UpkeepReport) error {
+	rows, err := db.Query(ctx, oldSQL, retention.Microseconds())
 	if err != nil {
 		return fmt.Errorf("look for old row partitions: %w", err)
 	}
@@ -177,7 +187,7 @@ func dropPartitions(ctx context.Context, pool *pgxpool.Pool, retention time.Dura
 		return fmt.Errorf("look for old row partitions: %w", err)
 	}
 	for _, c := range candidates {
-		dropped, err := c.drop(ctx, pool, retention)
+		dropped, err := c.drop(ctx, db, retention)
 		if err != nil {
 			return fmt.Errorf("drop row partition %s: %w", c.Name, err)
 		}
@@ -195,11 +205,11 @@ type oldPartition struct {
 	Pending  bool // a detach was cut off
 }
 
-func (c oldPartition) drop(ctx context.Context, pool *pgxpool.Pool, retention time.Duration) (bool, error) {
+func (c oldPartition) drop(ctx context.Context, db database, retention time.Duration) (bool, error) {
 	table := pgx.Identifier{c.Name}.Sanitize()
 	finished := func() (idle, published bool, err error) {
 		statement := strings.ReplaceAll(finishedSQL, "{table}", table)
-		err = pool.QueryRow(ctx, statement, retention.Microseconds(), strings.TrimPrefix(c.Name, "outbox_")).Scan(&idle, &published)
+		err = db.QueryRow(ctx, statement, retention.Microseconds(), strings.TrimPrefix(c.Name, "outbox_")).Scan(&idle, &published)
 		return idle, published, err
 	}
 	if c.Attached && !c.Pending {
@@ -212,7 +222,7 @@ func (c oldPartition) drop(ctx context.Context, pool *pgxpool.Pool, retention ti
 		if c.Pending {
 			how = "FINALIZE"
 		}
-		if err := runFor(ctx, pool, detachTimeout, query("ALTER TABLE {schema}.outbox DETACH PARTITION {schema}."+table+" "+how)); err != nil {
+		if err := db.runFor(ctx, detachTimeout, "ALTER TABLE {schema}.outbox DETACH PARTITION {schema}."+table+" "+how); err != nil {
 			return false, fmt.Errorf("detach: %w", err)
 		}
 	}
@@ -220,29 +230,29 @@ func (c oldPartition) drop(ctx context.Context, pool *pgxpool.Pool, retention ti
 	if _, published, err := finished(); err != nil || !published {
 		return false, errors.Join(err, errors.New("it holds rows that were written late and never published"))
 	}
-	err := inTx(ctx, pool, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, query("DROP TABLE {schema}."+table))
+	err := db.inShortTx(ctx, func(tx tables) error {
+		_, err := tx.Exec(ctx, "DROP TABLE {schema}."+table)
 		return err
 	})
 	return err == nil, err
 }
 
-// runFor runs a statement outside a transaction, and has the server cancel it when it takes longer than d. A setting
+// runFor runs a statement outside a transaction, and has the server cancel it when it takes longer than limit. A setting
 // of the session would do it too, but belongs to somebody else behind a pooler.
-func runFor(ctx context.Context, pool *pgxpool.Pool, d time.Duration, statement string) error {
-	conn, err := pool.Acquire(ctx)
+func (d database) runFor(ctx context.Context, limit time.Duration, statement string) error {
+	conn, err := d.pool.Acquire(ctx)
 	if err != nil {
 		return err
 	}
 	defer conn.Release()
 	done := make(chan struct{})
-	timer := time.AfterFunc(d, func() {
+	timer := time.AfterFunc(limit, func() {
 		defer close(done)
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), d)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 		defer cancel()
 		_ = conn.Conn().PgConn().CancelRequest(ctx) // else it goes on waiting, and keeps nobody else from working
 	})
-	_, err = conn.Exec(ctx, statement, pgx.QueryExecModeExec)
+	_, err = conn.Exec(ctx, d.schema.SQL(statement), pgx.QueryExecModeExec)
 	if !timer.Stop() {
 		<-done
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
+	"github.com/streamkeel/streamkeel/internal/pgschema"
 	"github.com/streamkeel/streamkeel/internal/servers"
 	"github.com/streamkeel/streamkeel/internal/testenv"
 	"github.com/streamkeel/streamkeel/stream"
@@ -42,7 +43,7 @@ func TestNotificationWakesTheRelaysThatListen(t *testing.T) {
 	w.dozing()
 	require.NoError(t, Publish(t.Context(), w.pool, w.topic, event("k", "silent"))) // and no Wake
 	require.Eventually(t, func() bool {
-		_, err := w.pool.Exec(t.Context(), "NOTIFY "+notifyChannel) // again, until it listens
+		_, err := w.pool.Exec(t.Context(), "NOTIFY "+notifyChannel(pgschema.Name{})) // again, until it listens
 		require.NoError(t, err)
 		return len(w.ids()) == 2
 	}, patience, 20*time.Millisecond)
@@ -53,11 +54,11 @@ func TestNotifierNotifiesAfterInTx(t *testing.T) {
 	listener, err := pgx.Connect(t.Context(), testenv.PostgresURL(t))
 	require.NoError(t, err)
 	defer listener.Close(t.Context())
-	_, err = listener.Exec(t.Context(), "LISTEN "+notifyChannel)
+	_, err = listener.Exec(t.Context(), "LISTEN "+notifyChannel(pgschema.Name{}))
 	require.NoError(t, err)
-	_, err = NewNotifier(nil, nil)
+	_, err = NewNotifier(nil, NotifierConfig{Schema: "No"})
 	require.ErrorContains(t, err, "pool is nil")
-	n, err := NewNotifier(w.pool, slog.New(slog.DiscardHandler))
+	n, err := NewNotifier(w.pool, NotifierConfig{Logger: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)

@@ -245,7 +245,7 @@ func (l *lane) inTx(ctx context.Context, moves []move, fn func(context.Context, 
 	}()
 	batch := &pgx.Batch{}
 	batch.Queue(limitIdling, fmt.Sprint(limit.Milliseconds()))
-	batch.Queue(moveCheckpoints, moveArgs(l.r.config.Name, moves)...)
+	batch.Queue(l.r.schema.SQL(moveCheckpoints), moveArgs(l.r.config.Name, moves)...)
 	results := tx.SendBatch(ctx, batch)
 	_, err = results.Exec()
 	if err == nil {

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/streamkeel/streamkeel/internal/pgerr"
+	"github.com/streamkeel/streamkeel/internal/pgschema"
 	"github.com/streamkeel/streamkeel/stream"
 )
 
@@ -85,13 +86,26 @@ type querier interface {
 
 const checkpointsQuery = `
 SELECT stream, version, last_id, last_event, sequence_batch, sequence_row, entries_read, max_deleted_id, guard_id, moved_at
-FROM streamkeel.projection_checkpoint
+FROM {schema}.projection_checkpoint
 WHERE projection = $1
 ORDER BY stream`
 
 // Checkpoints returns how far a projection is, by stream. One that has never run has none.
 func Checkpoints(ctx context.Context, db querier, projection string) ([]Checkpoint, error) {
-	rows, err := db.Query(ctx, checkpointsQuery, projection)
+	return CheckpointsIn(ctx, db, pgschema.Default, projection)
+}
+
+// CheckpointsIn is Checkpoints for another schema than "streamkeel", that of Config.Schema.
+func CheckpointsIn(ctx context.Context, db querier, schema, projection string) ([]Checkpoint, error) {
+	name, err := pgschema.Parse(schema)
+	if err != nil {
+		return nil, fmt.Errorf("projection: %w", err)
+	}
+	return checkpoints(ctx, db, name, projection)
+}
+
+func checkpoints(ctx context.Context, db querier, schema pgschema.Name, projection string) ([]Checkpoint, error) {
+	rows, err := db.Query(ctx, schema.SQL(checkpointsQuery), projection)
 	if err == nil {
 		var all []Checkpoint
 		if all, err = pgx.CollectRows(rows, scanCheckpoint); err == nil {
@@ -123,7 +137,7 @@ func scanCheckpoint(row pgx.CollectableRow) (Checkpoint, error) {
 }
 
 const beginCheckpoint = `
-INSERT INTO streamkeel.projection_checkpoint
+INSERT INTO {schema}.projection_checkpoint
 	(projection, stream, version, last_id, last_event, sequence_batch, sequence_row, entries_read, max_deleted_id, guard_id)
 VALUES ($1, $2, 1, '0-0', '', 0, 0, $3, $4, '0-0')
 ON CONFLICT (projection, stream) DO NOTHING`
@@ -133,14 +147,14 @@ ON CONFLICT (projection, stream) DO NOTHING`
 const moveCheckpoints = `
 WITH mine AS (
 	SELECT c.stream
-	FROM streamkeel.projection_checkpoint c
+	FROM {schema}.projection_checkpoint c
 	JOIN unnest($2::text[], $3::bigint[], $4::text[]) AS was (stream, version, last_id)
 		ON c.stream = was.stream AND c.version = was.version AND c.last_id = was.last_id
 	WHERE c.projection = $1
 	ORDER BY c.stream
 	FOR UPDATE OF c
 )
-UPDATE streamkeel.projection_checkpoint c
+UPDATE {schema}.projection_checkpoint c
 SET version = c.version + 1, moved_at = now(), last_id = next.last_id, last_event = next.last_event,
 	sequence_batch = next.sequence_batch, sequence_row = next.sequence_row,
 	entries_read = next.entries_read, max_deleted_id = next.max_deleted_id, guard_id = next.guard_id

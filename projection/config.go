@@ -11,12 +11,15 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/redis/go-redis/v9"
 
+	"github.com/streamkeel/streamkeel/internal/pgschema"
 	"github.com/streamkeel/streamkeel/stream"
 )
 
 // Config configures a [Runner]. Name, Topics, and one of Apply and Mux are required; every
 // other zero is a safe default.
 type Config struct {
+	// Schema is where the checkpoints are. Default "streamkeel".
+	Schema string
 	// Name of the projection. It is also the name of the group by which the projection
 	// holds retention and shows its lag. [A-Za-z0-9][A-Za-z0-9._-]{0,127}.
 	Name string
@@ -109,6 +112,9 @@ func (c Config) validate(pool *pgxpool.Pool, rdb redis.UniversalClient) error {
 	}
 	if !stream.ValidName(c.Name) {
 		fault("Name %.140q is not [A-Za-z0-9][A-Za-z0-9._-]{0,127}", c.Name)
+	}
+	if _, err := pgschema.Parse(c.Schema); err != nil {
+		fault("Schema: %w", err)
 	}
 	if len(c.Topics) == 0 {
 		fault("Topics is empty")

@@ -109,12 +109,12 @@ func TestConfigReportsEveryFault(t *testing.T) {
 	projection.Queue(mux, orderPlaced, func(*pgx.Batch, stream.Event, order) error { return nil })
 	projection.Queue(mux, orderPlaced, func(*pgx.Batch, stream.Event, order) error { return nil })
 	_, err := projection.NewRunner(nil, nil, projection.Config{
-		Name: "a b", Topics: topics(stream.Topic{Name: "x"}, stream.Topic{Name: "x"}, stream.Topic{}), Mux: mux, Apply: record,
+		Schema: "a.b", Name: "a b", Topics: topics(stream.Topic{Name: "x"}, stream.Topic{Name: "x"}, stream.Topic{}), Mux: mux, Apply: record,
 		BatchSize: -1, MaxAttempts: -1, MinBackoff: -1, MaxBackoff: -2, ApplyTimeout: -1, ShutdownTimeout: -1,
 	})
 	require.ErrorIs(t, err, projection.ErrInvalid)
 	for _, fault := range []string{
-		"the Postgres pool is nil", "the Redis client is nil", `Name "a b"`, "the stream sk:x.0 twice", "invalid topic", "one of Apply and Mux",
+		"the Postgres pool is nil", "the Redis client is nil", `Schema: schema "a.b"`, `Name "a b"`, "the stream sk:x.0 twice", "invalid topic", "one of Apply and Mux",
 		"event type \"\"", "the handler of order.shipped is nil", "order.placed has two handlers", "BatchSize -1", "MaxAttempts -1",
 		"MinBackoff -1ns", "MaxBackoff -2ns", "ApplyTimeout -1ns", "ShutdownTimeout -1ns",
 	} {

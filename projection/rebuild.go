@@ -65,7 +65,7 @@ func (r *Runner) all() []*partition {
 }
 
 const lockCheckpoints = `
-SELECT FROM streamkeel.projection_checkpoint
+SELECT FROM {schema}.projection_checkpoint
 WHERE projection = $1 AND stream = ANY ($2)
 ORDER BY stream
 FOR UPDATE`
@@ -95,7 +95,7 @@ func (l *lane) changeIn(ctx context.Context, tx pgx.Tx, also func(context.Contex
 	for i, p := range l.partitions {
 		keys[i] = p.key
 	}
-	if _, err := tx.Exec(ctx, lockCheckpoints, l.r.config.Name, keys); err != nil {
+	if _, err := tx.Exec(ctx, l.r.schema.SQL(lockCheckpoints), l.r.config.Name, keys); err != nil {
 		return l.r.postgresError("lock checkpoints", err)
 	}
 	if _, err := l.loadFrom(ctx, tx); err != nil {
@@ -121,7 +121,7 @@ func (l *lane) changeIn(ctx context.Context, tx pgx.Tx, also func(context.Contex
 	if err := l.hold(ctx, l.partitions); err != nil {
 		return err
 	}
-	tag, err := tx.Exec(ctx, moveCheckpoints, moveArgs(l.r.config.Name, moves)...)
+	tag, err := tx.Exec(ctx, l.r.schema.SQL(moveCheckpoints), moveArgs(l.r.config.Name, moves)...)
 	if err != nil {
 		return l.r.postgresError("move checkpoints", err)
 	}

@@ -49,7 +49,7 @@ func (l *lane) load(ctx context.Context) ([]*partition, error) {
 }
 
 func (l *lane) loadFrom(ctx context.Context, db querier) ([]*partition, error) {
-	all, err := Checkpoints(ctx, db, l.r.config.Name)
+	all, err := checkpoints(ctx, db, l.r.schema, l.r.config.Name)
 	if err != nil {
 		return nil, l.r.postgresError("load", err)
 	}
@@ -89,7 +89,7 @@ func (l *lane) begin(ctx context.Context, missing []*partition) error {
 			}
 			l.r.log.Info(ctx, "projection begins on a trimmed stream", "stream", p.key, "missing", gone)
 		}
-		_, err := l.r.pool.Exec(ctx, beginCheckpoint, l.r.config.Name, p.key, h.added-h.length, h.deleted.String())
+		_, err := l.r.pool.Exec(ctx, l.r.schema.SQL(beginCheckpoint), l.r.config.Name, p.key, h.added-h.length, h.deleted.String())
 		if err != nil {
 			return l.r.postgresError("begin "+p.key, err)
 		}
@@ -145,7 +145,7 @@ func (r *Runner) discontinued(p *partition, found finding, reason string) error 
 // read. The sequence stays: what was applied is known by it, and skipped.
 func (l *lane) rewind(ctx context.Context, p *partition, h *history, reason string) error {
 	to := h.start(p.at)
-	tag, err := l.r.pool.Exec(ctx, moveCheckpoints, moveArgs(l.r.config.Name, []move{{p.at, to}})...)
+	tag, err := l.r.pool.Exec(ctx, l.r.schema.SQL(moveCheckpoints), moveArgs(l.r.config.Name, []move{{p.at, to}})...)
 	if err != nil {
 		return l.r.postgresError("rewind "+p.key, err)
 	}

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/streamkeel/streamkeel/internal/pgerr"
+	"github.com/streamkeel/streamkeel/internal/pgschema"
 	"github.com/streamkeel/streamkeel/internal/quiet"
 	"github.com/streamkeel/streamkeel/internal/redisx"
 	"github.com/streamkeel/streamkeel/stream"
@@ -26,6 +27,7 @@ type Runner struct {
 	pool   *pgxpool.Pool
 	rdb    redis.UniversalClient
 	config Config
+	schema pgschema.Name
 	log    *quiet.Log
 	lanes  []*lane
 
@@ -45,7 +47,11 @@ func NewRunner(pool *pgxpool.Pool, rdb redis.UniversalClient, config Config) (*R
 	if config.Mux != nil {
 		config.Apply = config.Mux.Apply
 	}
-	r := &Runner{pool: pool, rdb: rdb, config: config, log: quiet.New(config.Logger.With("projection", config.Name))}
+	schema, err := pgschema.Parse(config.Schema)
+	if err != nil {
+		return nil, err
+	}
+	r := &Runner{pool: pool, rdb: rdb, config: config, schema: schema, log: quiet.New(config.Logger.With("projection", config.Name))}
 	// One read serves all streams of one server; on a Cluster one read keeps to one slot.
 	var all []*partition
 	for _, t := range config.Topics {
@@ -235,7 +241,7 @@ func (r *Runner) patiently(ctx context.Context, fn func(context.Context) error) 
 // this projection is at work.
 func (r *Runner) standBy(ctx context.Context) error {
 	for last := int64(-1); ; {
-		all, err := Checkpoints(ctx, r.pool, r.config.Name)
+		all, err := checkpoints(ctx, r.pool, r.schema, r.config.Name)
 		if err != nil {
 			return nil //nolint:nilerr // the lane meets the same, and knows how to wait
 		}

@@ -8,12 +8,16 @@ import (
 	"strings"
 	"time"
 
+	"github.com/streamkeel/streamkeel/internal/pgschema"
 	"github.com/streamkeel/streamkeel/internal/quiet"
+	"github.com/streamkeel/streamkeel/outbox"
 	"github.com/streamkeel/streamkeel/stream"
 )
 
 // Config configures a [Flow]. Topic is required; every other zero is a default.
 type Config struct {
+	// Schema is where the tables are, the outbox among them. Default "streamkeel".
+	Schema string
 	// Topic is where Emit publishes, and where the flow says that a saga was aborted or
 	// completed: every service that holds steps of the flow must consume it.
 	Topic stream.Topic
@@ -42,6 +46,8 @@ type Config struct {
 type Flow struct {
 	name      string
 	config    Config
+	schema    pgschema.Name
+	outbox    outbox.Schema
 	log       *quiet.Log
 	steps     []*step
 	byType    map[string][]*step
@@ -79,12 +85,21 @@ func New(name string, config Config) *Flow {
 	if config.Logger == nil {
 		config.Logger = slog.Default()
 	}
-	return &Flow{
-		name: name, config: config, log: quiet.New(config.Logger.With("flow", name)),
+	schema, err := pgschema.Parse(config.Schema)
+	out, _ := outbox.In(schema.String()) // it is valid
+	f := &Flow{
+		name: name, config: config, schema: schema, outbox: out, log: quiet.New(config.Logger.With("flow", name)),
 		byType: map[string][]*step{}, byName: map[string]*step{},
 		aborted: stream.Define[Aborted](name + ".aborted"), completed: stream.Define[Completed](name + ".completed"),
 	}
+	if err != nil {
+		f.faults = append(f.faults, invalid("flow %.140s: Schema: %w", name, err))
+	}
+	return f
 }
+
+// sql puts the schema's name into a statement.
+func (f *Flow) sql(text string) string { return f.schema.SQL(text) }
 
 // Name returns the flow's name.
 func (f *Flow) Name() string { return f.name }

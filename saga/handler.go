@@ -9,7 +9,6 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/streamkeel/streamkeel/consumergroup"
-	"github.com/streamkeel/streamkeel/outbox"
 	"github.com/streamkeel/streamkeel/stream"
 )
 
@@ -68,11 +67,11 @@ func (h *handler) Handle(ctx context.Context, e stream.Event) error {
 // answers NULL where the barrier stood already.
 const enterStep = `
 WITH s AS (
-	INSERT INTO streamkeel.saga (flow, saga_id) VALUES ($1, $2)
+	INSERT INTO {schema}.saga (flow, saga_id) VALUES ($1, $2)
 	ON CONFLICT (flow, saga_id) DO UPDATE SET updated = now()
 	RETURNING state, steps
 ), barrier AS (
-	INSERT INTO streamkeel.saga_step (flow, saga_id, step, op, outcome, seq, event_id, event)
+	INSERT INTO {schema}.saga_step (flow, saga_id, step, op, outcome, seq, event_id, event)
 	SELECT $1, $2, $3, 'action', CASE WHEN state IN ('running', 'completed') THEN 'done' ELSE 'skipped' END, steps + 1, $4, $5
 	FROM s
 	ON CONFLICT (flow, saga_id, step, op) DO NOTHING
@@ -82,17 +81,17 @@ SELECT state, (SELECT outcome FROM barrier) FROM s`
 
 // leaveStep counts the step. What the step declared decides when the saga counts as stuck.
 const leaveStep = `
-UPDATE streamkeel.saga
+UPDATE {schema}.saga
 SET steps = steps + 1, updated = now(), last_step = $3,
 	state = CASE WHEN $5 AND state = 'running' THEN 'completed' ELSE state END,
 	expected_by = CASE WHEN state <> 'running' THEN expected_by WHEN $5 OR $4::bigint = 0 THEN NULL ELSE now() + $4 * interval '1 microsecond' END
 WHERE flow = $1 AND saga_id = $2`
 
-const skipStep = `UPDATE streamkeel.saga SET steps = steps + 1 WHERE flow = $1 AND saga_id = $2`
+const skipStep = `UPDATE {schema}.saga SET steps = steps + 1 WHERE flow = $1 AND saga_id = $2`
 
-const endTimers = `DELETE FROM streamkeel.saga_timer WHERE flow = $1 AND saga_id = $2`
+const endTimers = `DELETE FROM {schema}.saga_timer WHERE flow = $1 AND saga_id = $2`
 
-const writeLog = `INSERT INTO streamkeel.saga_log (flow, saga_id, what, step, event_id, detail) VALUES ($1, $2, $3, $4, $5, $6)`
+const writeLog = `INSERT INTO {schema}.saga_log (flow, saga_id, what, step, event_id, detail) VALUES ($1, $2, $3, $4, $5, $6)`
 
 func (h *handler) onStep(ctx context.Context, st *step, e stream.Event) error {
 	id := ID(e)
@@ -106,7 +105,7 @@ func (h *handler) onStep(ctx context.Context, st *step, e stream.Event) error {
 	return h.f.inTx(ctx, h.pool, func(ctx context.Context, t *transaction) error {
 		var state State
 		var outcome *string
-		if err := t.tx.QueryRow(ctx, enterStep, h.f.name, id, st.name, e.ID, event).Scan(&state, &outcome); err != nil {
+		if err := t.tx.QueryRow(ctx, h.f.sql(enterStep), h.f.name, id, st.name, e.ID, event).Scan(&state, &outcome); err != nil {
 			return fmt.Errorf("saga: enter step %s: %w", st.name, err)
 		}
 		switch {
@@ -114,7 +113,7 @@ func (h *handler) onStep(ctx context.Context, st *step, e stream.Event) error {
 			t.observations = append(t.observations, Observation{Moment: StepRepeated, Saga: id, Step: st.name, Event: e})
 			return nil
 		case *outcome == "skipped":
-			t.batch.Queue(skipStep, h.f.name, id)
+			t.batch.Queue(h.f.sql(skipStep), h.f.name, id)
 			t.log(h.f, Observation{Moment: StepSkipped, Saga: id, Step: st.name, Event: e}, "the saga is "+string(state))
 			return t.flush(ctx)
 		}
@@ -132,10 +131,10 @@ func (h *handler) doStep(ctx context.Context, t *transaction, st *step, id strin
 	if err != nil {
 		return err
 	}
-	t.batch.Queue(leaveStep, h.f.name, id, st.name, st.within.Microseconds(), s.completed)
+	t.batch.Queue(h.f.sql(leaveStep), h.f.name, id, st.name, st.within.Microseconds(), s.completed)
 	t.log(h.f, Observation{Moment: StepDone, Saga: id, Step: st.name, Event: e}, "")
 	if s.completed && state == StateRunning {
-		t.batch.Queue(endTimers, h.f.name, id)
+		t.batch.Queue(h.f.sql(endTimers), h.f.name, id)
 		t.log(h.f, Observation{Moment: SagaCompleted, Saga: id, Step: st.name, Event: e}, "")
 	}
 	if err := t.flush(ctx); err != nil {
@@ -148,11 +147,11 @@ func (h *handler) doStep(ctx context.Context, t *transaction, st *step, id strin
 }
 
 const refuseStep = `
-UPDATE streamkeel.saga_step SET outcome = 'refused', event = NULL, error = $4
+UPDATE {schema}.saga_step SET outcome = 'refused', event = NULL, error = $4
 WHERE flow = $1 AND saga_id = $2 AND step = $3 AND op = 'action'`
 
 const beginAbort = `
-UPDATE streamkeel.saga
+UPDATE {schema}.saga
 SET state = 'aborting', cause = $3, updated = now(), expected_by = now() + $4::bigint * interval '1 microsecond'
 WHERE flow = $1 AND saga_id = $2`
 
@@ -162,15 +161,15 @@ func (h *handler) refuse(ctx context.Context, t *transaction, st *step, id strin
 	cause := text(refused)
 	refusedNow := Observation{Moment: StepRefused, Saga: id, Step: st.name, Event: e, Err: refused.err}
 	if state != StateRunning {
-		t.batch.Queue(refuseStep, h.f.name, id, st.name, cause)
-		t.batch.Queue(skipStep, h.f.name, id)
+		t.batch.Queue(h.f.sql(refuseStep), h.f.name, id, st.name, cause)
+		t.batch.Queue(h.f.sql(skipStep), h.f.name, id)
 		t.log(h.f, refusedNow, "too late, the saga is "+string(state)+": "+cause)
 		return t.flush(ctx)
 	}
-	t.batch.Queue(refuseStep, h.f.name, id, st.name, cause)
-	t.batch.Queue(leaveStep, h.f.name, id, st.name, int64(0), false)
-	t.batch.Queue(beginAbort, h.f.name, id, cause, h.f.config.AbortWithin.Microseconds())
-	t.batch.Queue(endTimers, h.f.name, id)
+	t.batch.Queue(h.f.sql(refuseStep), h.f.name, id, st.name, cause)
+	t.batch.Queue(h.f.sql(leaveStep), h.f.name, id, st.name, int64(0), false)
+	t.batch.Queue(h.f.sql(beginAbort), h.f.name, id, cause, h.f.config.AbortWithin.Microseconds())
+	t.batch.Queue(h.f.sql(endTimers), h.f.name, id)
 	t.log(h.f, refusedNow, cause)
 	if err := t.flush(ctx); err != nil {
 		return err
@@ -184,11 +183,11 @@ func (f *Flow) say(ctx context.Context, tx pgx.Tx, key, id string, e stream.Even
 		e.Key = id
 	}
 	e.CorrelationID = id
-	return outbox.Publish(ctx, tx, f.config.Topic, e)
+	return f.outbox.Publish(ctx, tx, f.config.Topic, e)
 }
 
 const completeSaga = `
-INSERT INTO streamkeel.saga (flow, saga_id, state) VALUES ($1, $2, 'completed')
+INSERT INTO {schema}.saga (flow, saga_id, state) VALUES ($1, $2, 'completed')
 ON CONFLICT (flow, saga_id) DO UPDATE SET state = 'completed', updated = now(), expected_by = NULL
 WHERE saga.state = 'running'
 RETURNING state`
@@ -201,14 +200,14 @@ func (h *handler) onCompleted(ctx context.Context, e stream.Event) error {
 	}
 	id := ID(e)
 	return h.f.inTx(ctx, h.pool, func(ctx context.Context, t *transaction) error {
-		tag, err := t.tx.Exec(ctx, completeSaga, h.f.name, id)
+		tag, err := t.tx.Exec(ctx, h.f.sql(completeSaga), h.f.name, id)
 		if err != nil {
 			return fmt.Errorf("saga: complete: %w", err)
 		}
 		if tag.RowsAffected() == 0 {
 			return nil
 		}
-		t.batch.Queue(endTimers, h.f.name, id)
+		t.batch.Queue(h.f.sql(endTimers), h.f.name, id)
 		t.log(h.f, Observation{Moment: SagaCompleted, Saga: id, Step: c.Step, Event: e}, "")
 		return t.flush(ctx)
 	})

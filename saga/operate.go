@@ -19,8 +19,8 @@ func (f *Flow) Abort(ctx context.Context, pool *pgxpool.Pool, sagaID, cause stri
 			return err
 		}
 		cause := text(errors.New(cause))
-		t.batch.Queue(beginAbort, f.name, sagaID, cause, f.config.AbortWithin.Microseconds())
-		t.batch.Queue(endTimers, f.name, sagaID)
+		t.batch.Queue(f.sql(beginAbort), f.name, sagaID, cause, f.config.AbortWithin.Microseconds())
+		t.batch.Queue(f.sql(endTimers), f.name, sagaID)
 		t.log(f, Observation{Moment: SagaAborted, Saga: sagaID, Err: errors.New(cause)}, cause)
 		if err := t.flush(ctx); err != nil {
 			return err
@@ -30,7 +30,7 @@ func (f *Flow) Abort(ctx context.Context, pool *pgxpool.Pool, sagaID, cause stri
 }
 
 const unpark = `
-UPDATE streamkeel.saga SET state = 'aborting', updated = now(), expected_by = now() + $3::bigint * interval '1 microsecond'
+UPDATE {schema}.saga SET state = 'aborting', updated = now(), expected_by = now() + $3::bigint * interval '1 microsecond'
 WHERE flow = $1 AND saga_id = $2`
 
 // RetryCompensation goes on undoing a parked saga, after a person mended what made its
@@ -42,7 +42,7 @@ func (f *Flow) RetryCompensation(ctx context.Context, pool *pgxpool.Pool, sagaID
 		if err := f.lockIn(ctx, t.tx, sagaID, StateParked, StateAborting); err != nil {
 			return err
 		}
-		_, err := t.tx.Exec(ctx, unpark, f.name, sagaID, f.config.AbortWithin.Microseconds())
+		_, err := t.tx.Exec(ctx, f.sql(unpark), f.name, sagaID, f.config.AbortWithin.Microseconds())
 		return err
 	})
 	if err != nil {
@@ -52,7 +52,7 @@ func (f *Flow) RetryCompensation(ctx context.Context, pool *pgxpool.Pool, sagaID
 }
 
 const giveUpCompensation = `
-UPDATE streamkeel.saga_step SET outcome = 'skipped', error = $3, at = now()
+UPDATE {schema}.saga_step SET outcome = 'skipped', error = $3, at = now()
 WHERE flow = $1 AND saga_id = $2 AND step = $4 AND op = 'compensation' AND outcome = 'failed'`
 
 // SkipCompensation goes on undoing a parked saga without the compensation that failed, which
@@ -64,14 +64,14 @@ func (f *Flow) SkipCompensation(ctx context.Context, pool *pgxpool.Pool, sagaID,
 			return err
 		}
 		reason := text(errors.New(reason))
-		tag, err := t.tx.Exec(ctx, giveUpCompensation, f.name, sagaID, reason, step)
+		tag, err := t.tx.Exec(ctx, f.sql(giveUpCompensation), f.name, sagaID, reason, step)
 		if err != nil {
 			return fmt.Errorf("saga: skip compensation: %w", err)
 		}
 		if tag.RowsAffected() == 0 {
 			return fmt.Errorf("saga: failed compensation of step %.140s of saga %.200s: %w", step, sagaID, ErrNotFound)
 		}
-		t.batch.Queue(unpark, f.name, sagaID, f.config.AbortWithin.Microseconds())
+		t.batch.Queue(f.sql(unpark), f.name, sagaID, f.config.AbortWithin.Microseconds())
 		t.log(f, Observation{Moment: CompensationGiven, Saga: sagaID, Step: step}, reason)
 		return t.flush(ctx)
 	})
@@ -88,7 +88,7 @@ func (f *Flow) goOnUndoing(ctx context.Context, pool *pgxpool.Pool, sagaID strin
 	if err := h.undoAll(ctx, sagaID, 1); err != nil {
 		return err
 	}
-	s, err := Get(ctx, pool, f.name, sagaID)
+	s, err := Schema{f.schema}.Get(ctx, pool, f.name, sagaID)
 	if err != nil {
 		return err
 	}
@@ -101,7 +101,7 @@ func (f *Flow) goOnUndoing(ctx context.Context, pool *pgxpool.Pool, sagaID strin
 // lockIn locks a saga that must be in one of some states.
 func (f *Flow) lockIn(ctx context.Context, tx pgx.Tx, sagaID string, want ...State) error {
 	var state State
-	err := tx.QueryRow(ctx, lockSaga, f.name, sagaID).Scan(&state)
+	err := tx.QueryRow(ctx, f.sql(lockSaga), f.name, sagaID).Scan(&state)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return fmt.Errorf("saga: %.200s of flow %s: %w", sagaID, f.name, ErrNotFound)
 	}
@@ -115,8 +115,8 @@ func (f *Flow) lockIn(ctx context.Context, tx pgx.Tx, sagaID string, want ...Sta
 }
 
 const purgeSagas = `
-DELETE FROM streamkeel.saga s USING (
-	SELECT flow, saga_id FROM streamkeel.saga
+DELETE FROM {schema}.saga s USING (
+	SELECT flow, saga_id FROM {schema}.saga
 	WHERE flow = $1 AND state IN ('completed', 'compensated') AND updated < now() - $2::bigint * interval '1 microsecond'
 	LIMIT 1000
 	FOR UPDATE SKIP LOCKED
@@ -132,7 +132,7 @@ func (f *Flow) Purge(ctx context.Context, pool *pgxpool.Pool, age time.Duration)
 		return 0, invalid("age %s of the sagas to purge must be positive", age)
 	}
 	for {
-		tag, err := pool.Exec(ctx, purgeSagas, f.name, age.Microseconds())
+		tag, err := pool.Exec(ctx, f.sql(purgeSagas), f.name, age.Microseconds())
 		if err != nil {
 			return purged, fmt.Errorf("saga: purge flow %s: %w", f.name, err)
 		}

@@ -78,19 +78,24 @@ type Querier interface {
 const sagaColumns = `flow, saga_id, state, started, updated, cause, last_step, expected_by,
 	coalesce(state IN ('running', 'aborting') AND expected_by < now(), false)`
 
-const getSaga = `SELECT ` + sagaColumns + ` FROM streamkeel.saga WHERE flow = $1 AND saga_id = $2`
+const getSaga = `SELECT ` + sagaColumns + ` FROM {schema}.saga WHERE flow = $1 AND saga_id = $2`
 
 const getSteps = `
-SELECT step, op, outcome, event_id, attempts, error, at FROM streamkeel.saga_step
+SELECT step, op, outcome, event_id, attempts, error, at FROM {schema}.saga_step
 WHERE flow = $1 AND saga_id = $2 ORDER BY seq`
 
 const getLog = `
-SELECT at, what, step, event_id, detail FROM streamkeel.saga_log
+SELECT at, what, step, event_id, detail FROM {schema}.saga_log
 WHERE flow = $1 AND saga_id = $2 ORDER BY id`
 
 // Get returns a saga with its steps and its log, or ErrNotFound.
 func Get(ctx context.Context, db Querier, flow, sagaID string) (Saga, error) {
-	found, err := collect(ctx, db, scanSaga, getSaga, flow, sagaID)
+	return Schema{}.Get(ctx, db, flow, sagaID)
+}
+
+// Get is the package's Get, for this schema.
+func (sc Schema) Get(ctx context.Context, db Querier, flow, sagaID string) (Saga, error) {
+	found, err := collect(ctx, db, scanSaga, sc.name.SQL(getSaga), flow, sagaID)
 	if err != nil {
 		return Saga{}, err
 	}
@@ -101,14 +106,14 @@ func Get(ctx context.Context, db Querier, flow, sagaID string) (Saga, error) {
 	s.Steps, err = collect(ctx, db, func(row pgx.CollectableRow) (r StepRecord, err error) {
 		err = row.Scan(&r.Step, &r.Op, &r.Outcome, &r.EventID, &r.Attempts, &r.Error, &r.At)
 		return r, err
-	}, getSteps, flow, sagaID)
+	}, sc.name.SQL(getSteps), flow, sagaID)
 	if err != nil {
 		return Saga{}, err
 	}
 	s.Log, err = collect(ctx, db, func(row pgx.CollectableRow) (r LogRecord, err error) {
 		err = row.Scan(&r.At, &r.What, &r.Step, &r.EventID, &r.Detail)
 		return r, err
-	}, getLog, flow, sagaID)
+	}, sc.name.SQL(getLog), flow, sagaID)
 	return s, err
 }
 
@@ -126,7 +131,7 @@ type Filter struct {
 
 const listSagas = `
 SELECT ` + sagaColumns + `
-FROM streamkeel.saga
+FROM {schema}.saga
 WHERE ($1 = '' OR flow = $1)
 	AND (cardinality($2::text[]) = 0 OR state = ANY ($2))
 	AND (NOT $3 OR (state IN ('running', 'aborting') AND expected_by < now()))
@@ -136,6 +141,11 @@ LIMIT $7`
 
 // List returns sagas, those that were touched longest ago first, without steps and log.
 func List(ctx context.Context, db Querier, filter Filter) ([]Saga, error) {
+	return Schema{}.List(ctx, db, filter)
+}
+
+// List is the package's List, for this schema.
+func (sc Schema) List(ctx context.Context, db Querier, filter Filter) ([]Saga, error) {
 	if filter.Limit < 0 {
 		return nil, invalid("Limit %d is negative", filter.Limit)
 	}
@@ -146,7 +156,7 @@ func List(ctx context.Context, db Querier, filter Filter) ([]Saga, error) {
 	for i, s := range filter.States {
 		states[i] = string(s)
 	}
-	return collect(ctx, db, scanSaga, listSagas, filter.Flow, states, filter.Stuck,
+	return collect(ctx, db, scanSaga, sc.name.SQL(listSagas), filter.Flow, states, filter.Stuck,
 		filter.After.Updated, filter.After.ID, filter.After.Flow, filter.Limit)
 }
 

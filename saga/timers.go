@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/streamkeel/streamkeel/internal/pgerr"
+	"github.com/streamkeel/streamkeel/internal/pgschema"
 	"github.com/streamkeel/streamkeel/internal/quiet"
 	"github.com/streamkeel/streamkeel/internal/redisx"
 	"github.com/streamkeel/streamkeel/outbox"
@@ -19,6 +20,8 @@ import (
 
 // TimersConfig configures [Timers]. The zero value is the default.
 type TimersConfig struct {
+	// Schema is where the tables are, the outbox among them. Default "streamkeel".
+	Schema string
 	// Every is how often due timers are looked for, and so how late one may fire. Default 1
 	// second. Lower costs Postgres a query each.
 	Every time.Duration
@@ -33,8 +36,13 @@ type TimersConfig struct {
 type Timers struct {
 	pool   *pgxpool.Pool
 	config TimersConfig
+	schema pgschema.Name
+	outbox outbox.Schema
 	log    *quiet.Log
 }
+
+// sql puts the schema's name into a statement.
+func (t *Timers) sql(text string) string { return t.schema.SQL(text) }
 
 // NewTimers returns a component that fires timers. The caller keeps pool.
 func NewTimers(pool *pgxpool.Pool, config TimersConfig) (*Timers, error) {
@@ -46,6 +54,10 @@ func NewTimers(pool *pgxpool.Pool, config TimersConfig) (*Timers, error) {
 	if config.Every < 0 {
 		fault("Every %s is negative", config.Every)
 	}
+	schema, err := pgschema.Parse(config.Schema)
+	if err != nil {
+		fault("Schema: %w", err)
+	}
 	if len(faults) > 0 {
 		return nil, invalid("timers: %w", errors.Join(faults...))
 	}
@@ -55,7 +67,11 @@ func NewTimers(pool *pgxpool.Pool, config TimersConfig) (*Timers, error) {
 	if config.Logger == nil {
 		config.Logger = slog.Default()
 	}
-	return &Timers{pool: pool, config: config, log: quiet.New(config.Logger)}, nil
+	out, err := outbox.In(config.Schema)
+	if err != nil {
+		return nil, err
+	}
+	return &Timers{pool: pool, config: config, schema: schema, outbox: out, log: quiet.New(config.Logger)}, nil
 }
 
 // Run fires timers until ctx ends, and returns nil then. While Postgres is away it waits.
@@ -83,7 +99,7 @@ const timersAtOnce = 100
 
 const takeTimers = `
 SELECT flow, saga_id, name, topic, event, due_at
-FROM streamkeel.saga_timer
+FROM {schema}.saga_timer
 WHERE due_at <= now()
 ORDER BY due_at
 LIMIT $1
@@ -105,7 +121,7 @@ func (t *Timers) RunOnce(ctx context.Context) (int, error) {
 		due, err := collect(ctx, tx, func(row pgx.CollectableRow) (d timer, err error) {
 			err = row.Scan(&d.flow, &d.saga, &d.name, &d.topic, &d.event, &d.due)
 			return d, err
-		}, takeTimers, timersAtOnce)
+		}, t.sql(takeTimers), timersAtOnce)
 		if err != nil {
 			return err
 		}
@@ -132,7 +148,7 @@ func (t *Timers) RunOnce(ctx context.Context) (int, error) {
 
 // postponeTimer keeps a timer that cannot be fired, out of the way of the others.
 const postponeTimer = `
-UPDATE streamkeel.saga_timer SET due_at = now() + interval '1 minute', attempts = attempts + 1, error = $4
+UPDATE {schema}.saga_timer SET due_at = now() + interval '1 minute', attempts = attempts + 1, error = $4
 WHERE flow = $1 AND saga_id = $2 AND name = $3`
 
 // fire publishes the event and deletes the timer, within a savepoint.
@@ -149,16 +165,16 @@ func (t *Timers) fire(ctx context.Context, tx pgx.Tx, d timer) ([]Observation, e
 		return nil, failed
 	}
 	t.log.Error(ctx, "timer cannot fire", d.flow, failed, "saga", d.saga, "timer", d.name)
-	_, err := tx.Exec(ctx, postponeTimer, d.flow, d.saga, d.name, text(failed))
+	_, err := tx.Exec(ctx, t.sql(postponeTimer), d.flow, d.saga, d.name, text(failed))
 	return nil, err
 }
 
 func (t *Timers) fireIn(ctx context.Context, tx pgx.Tx, d timer, topic stream.Topic, e stream.Event) error {
-	if _, err := tx.Exec(ctx, cancelTimer, d.flow, d.saga, d.name); err != nil {
+	if _, err := tx.Exec(ctx, t.sql(cancelTimer), d.flow, d.saga, d.name); err != nil {
 		return err
 	}
-	if _, err := tx.Exec(ctx, writeLog, d.flow, d.saga, string(TimerFired), "", e.ID, d.name); err != nil {
+	if _, err := tx.Exec(ctx, t.sql(writeLog), d.flow, d.saga, string(TimerFired), "", e.ID, d.name); err != nil {
 		return err
 	}
-	return outbox.Publish(ctx, tx, topic, e)
+	return t.outbox.Publish(ctx, tx, topic, e)
 }

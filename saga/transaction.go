@@ -24,7 +24,7 @@ type transaction struct {
 
 // log writes a moment into the saga's log, and tells the Observer.
 func (t *transaction) log(f *Flow, o Observation, detail string) {
-	t.batch.Queue(writeLog, f.name, o.Saga, string(o.Moment), o.Step, o.Event.ID, detail)
+	t.batch.Queue(f.sql(writeLog), f.name, o.Saga, string(o.Moment), o.Step, o.Event.ID, detail)
 	t.observations = append(t.observations, o)
 }
 

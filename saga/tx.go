@@ -9,7 +9,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/streamkeel/streamkeel/outbox"
 	"github.com/streamkeel/streamkeel/stream"
 )
 
@@ -39,7 +38,7 @@ func (s *Tx) EmitTo(ctx context.Context, topic stream.Topic, events ...stream.Ev
 	if err != nil {
 		return err
 	}
-	return outbox.Publish(ctx, s.Tx, topic, ours...)
+	return s.flow.outbox.Publish(ctx, s.Tx, topic, ours...)
 }
 
 // ours marks events as the saga's.
@@ -65,7 +64,7 @@ func (s *Tx) ours(events []stream.Event) ([]stream.Event, error) {
 func (s *Tx) Complete() { s.completed = true }
 
 const setTimer = `
-INSERT INTO streamkeel.saga_timer (flow, saga_id, name, due_at, topic, event)
+INSERT INTO {schema}.saga_timer (flow, saga_id, name, due_at, topic, event)
 VALUES ($1, $2, $3, now() + $4::bigint * interval '1 microsecond', $5, $6)
 ON CONFLICT (flow, saga_id, name) DO UPDATE
 SET due_at = excluded.due_at, topic = excluded.topic, event = excluded.event, attempts = 0, error = ''`
@@ -91,18 +90,18 @@ func (s *Tx) After(ctx context.Context, name string, d time.Duration, e stream.E
 	if err != nil {
 		return err
 	}
-	if _, err := s.Exec(ctx, setTimer, s.flow.name, s.id, name, d.Microseconds(), topic, event); err != nil {
+	if _, err := s.Exec(ctx, s.flow.sql(setTimer), s.flow.name, s.id, name, d.Microseconds(), topic, event); err != nil {
 		return fmt.Errorf("saga: set timer %s: %w", name, err)
 	}
 	return nil
 }
 
-const cancelTimer = `DELETE FROM streamkeel.saga_timer WHERE flow = $1 AND saga_id = $2 AND name = $3`
+const cancelTimer = `DELETE FROM {schema}.saga_timer WHERE flow = $1 AND saga_id = $2 AND name = $3`
 
 // Cancel takes a timer back. One that fired already is not: its event is on the way, and
 // the step that it is for must see for itself whether it still matters.
 func (s *Tx) Cancel(ctx context.Context, name string) error {
-	if _, err := s.Exec(ctx, cancelTimer, s.flow.name, s.id, name); err != nil {
+	if _, err := s.Exec(ctx, s.flow.sql(cancelTimer), s.flow.name, s.id, name); err != nil {
 		return fmt.Errorf("saga: cancel timer %s: %w", name, err)
 	}
 	return nil

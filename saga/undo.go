@@ -15,7 +15,7 @@ import (
 // abortSaga makes the saga where it is new: steps whose events come later find it aborted.
 // It answers nothing where the saga was aborted before.
 const abortSaga = `
-INSERT INTO streamkeel.saga (flow, saga_id, state, cause, expected_by)
+INSERT INTO {schema}.saga (flow, saga_id, state, cause, expected_by)
 VALUES ($1, $2, 'aborting', $3, now() + $4::bigint * interval '1 microsecond')
 ON CONFLICT (flow, saga_id) DO UPDATE
 SET state = 'aborting', cause = excluded.cause, expected_by = excluded.expected_by, updated = now()
@@ -31,14 +31,14 @@ func (h *handler) onAborted(ctx context.Context, e stream.Event) error {
 	id := ID(e)
 	ctx = stream.WithCause(ctx, e)
 	err = h.f.inTx(ctx, h.pool, func(ctx context.Context, t *transaction) error {
-		tag, err := t.tx.Exec(ctx, abortSaga, h.f.name, id, a.Cause, h.f.config.AbortWithin.Microseconds())
+		tag, err := t.tx.Exec(ctx, h.f.sql(abortSaga), h.f.name, id, a.Cause, h.f.config.AbortWithin.Microseconds())
 		if err != nil {
 			return fmt.Errorf("saga: abort: %w", err)
 		}
 		if tag.RowsAffected() == 0 {
 			return nil // by the step that refused, or by this event before
 		}
-		t.batch.Queue(endTimers, h.f.name, id)
+		t.batch.Queue(h.f.sql(endTimers), h.f.name, id)
 		t.log(h.f, Observation{Moment: SagaAborted, Saga: id, Step: a.Step, Event: e, Err: errors.New(a.Cause)}, a.Cause)
 		return t.flush(ctx)
 	})
@@ -67,15 +67,15 @@ func (h *handler) undoAll(ctx context.Context, id string, maxAttempts int) error
 	}
 }
 
-const lockSaga = `SELECT state FROM streamkeel.saga WHERE flow = $1 AND saga_id = $2 FOR NO KEY UPDATE`
+const lockSaga = `SELECT state FROM {schema}.saga WHERE flow = $1 AND saga_id = $2 FOR NO KEY UPDATE`
 
 // nextToUndo is the last step that was done and is not undone, of those that this service
 // holds.
 const nextToUndo = `
-SELECT step, event FROM streamkeel.saga_step a
+SELECT step, event FROM {schema}.saga_step a
 WHERE flow = $1 AND saga_id = $2 AND op = 'action' AND outcome = 'done' AND step = ANY ($3)
 	AND NOT EXISTS (
-		SELECT FROM streamkeel.saga_step c
+		SELECT FROM {schema}.saga_step c
 		WHERE c.flow = a.flow AND c.saga_id = a.saga_id AND c.step = a.step AND c.op = 'compensation' AND c.outcome IN ('done', 'skipped'))
 ORDER BY seq DESC
 LIMIT 1`
@@ -84,7 +84,7 @@ LIMIT 1`
 // transaction, and so does not roll it back.
 func (h *handler) undoNext(ctx context.Context, t *transaction, id string, maxAttempts int) (more bool, failed, err error) {
 	var state State
-	if err := t.tx.QueryRow(ctx, lockSaga, h.f.name, id).Scan(&state); err != nil {
+	if err := t.tx.QueryRow(ctx, h.f.sql(lockSaga), h.f.name, id).Scan(&state); err != nil {
 		return false, nil, fmt.Errorf("saga: lock: %w", err)
 	}
 	if state != StateAborting {
@@ -92,7 +92,7 @@ func (h *handler) undoNext(ctx context.Context, t *transaction, id string, maxAt
 	}
 	var name string
 	var event []byte
-	err = t.tx.QueryRow(ctx, nextToUndo, h.f.name, id, h.f.stepNames()).Scan(&name, &event)
+	err = t.tx.QueryRow(ctx, h.f.sql(nextToUndo), h.f.name, id, h.f.stepNames()).Scan(&name, &event)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return false, nil, h.endUndoing(ctx, t, id)
 	}
@@ -117,9 +117,9 @@ func (f *Flow) stepNames() []string {
 // putCompensation puts up the compensation's barrier, or takes over that of attempts that failed.
 const putCompensation = `
 WITH s AS (
-	UPDATE streamkeel.saga SET steps = steps + 1, updated = now() WHERE flow = $1 AND saga_id = $2 RETURNING steps
+	UPDATE {schema}.saga SET steps = steps + 1, updated = now() WHERE flow = $1 AND saga_id = $2 RETURNING steps
 )
-INSERT INTO streamkeel.saga_step (flow, saga_id, step, op, outcome, seq, error)
+INSERT INTO {schema}.saga_step (flow, saga_id, step, op, outcome, seq, error)
 SELECT $1, $2, $3, 'compensation', $4, steps, $5 FROM s
 ON CONFLICT (flow, saga_id, step, op) DO UPDATE
 SET outcome = excluded.outcome, seq = excluded.seq, error = excluded.error, at = now()
@@ -128,20 +128,20 @@ WHERE saga_step.outcome = 'failed'`
 // failCompensation answers how often this compensation failed, and how often all of the saga's did.
 const failCompensation = `
 WITH this AS (
-	UPDATE streamkeel.saga_step SET outcome = 'failed', attempts = attempts + 1, error = $4, at = now()
+	UPDATE {schema}.saga_step SET outcome = 'failed', attempts = attempts + 1, error = $4, at = now()
 	WHERE flow = $1 AND saga_id = $2 AND step = $3 AND op = 'compensation'
 	RETURNING attempts
 )
 SELECT attempts, attempts + (
-	SELECT coalesce(sum(attempts), 0) FROM streamkeel.saga_step
+	SELECT coalesce(sum(attempts), 0) FROM {schema}.saga_step
 	WHERE flow = $1 AND saga_id = $2 AND step <> $3 AND op = 'compensation')
 FROM this`
 
 const parkSaga = `
-UPDATE streamkeel.saga SET state = 'parked', updated = now(), expected_by = NULL WHERE flow = $1 AND saga_id = $2`
+UPDATE {schema}.saga SET state = 'parked', updated = now(), expected_by = NULL WHERE flow = $1 AND saga_id = $2`
 
 func (h *handler) nothingToUndo(ctx context.Context, t *transaction, id string, st *step) error {
-	t.batch.Queue(putCompensation, h.f.name, id, st.name, "skipped", "the step has no compensation")
+	t.batch.Queue(h.f.sql(putCompensation), h.f.name, id, st.name, "skipped", "the step has no compensation")
 	t.log(h.f, Observation{Moment: NothingToUndo, Saga: id, Step: st.name}, "")
 	return t.flush(ctx)
 }
@@ -149,7 +149,7 @@ func (h *handler) nothingToUndo(ctx context.Context, t *transaction, id string, 
 // undo runs a compensation within a savepoint, so that its failure can be written down in
 // the same transaction that its success would have been.
 func (h *handler) undo(ctx context.Context, t *transaction, id string, st *step, event []byte, maxAttempts int) (more bool, failed, err error) {
-	if _, err := t.tx.Exec(ctx, putCompensation, h.f.name, id, st.name, "done", ""); err != nil {
+	if _, err := t.tx.Exec(ctx, h.f.sql(putCompensation), h.f.name, id, st.name, "done", ""); err != nil {
 		return false, nil, fmt.Errorf("saga: put barrier: %w", err)
 	}
 	_, e, unpackErr := unpack(nil, event)
@@ -169,7 +169,7 @@ func (h *handler) undo(ctx context.Context, t *transaction, id string, st *step,
 		return false, nil, failed // no attempt of the compensation: nothing of this stays
 	}
 	var attempts, all int
-	if err := t.tx.QueryRow(ctx, failCompensation, h.f.name, id, st.name, text(failed)).Scan(&attempts, &all); err != nil {
+	if err := t.tx.QueryRow(ctx, h.f.sql(failCompensation), h.f.name, id, st.name, text(failed)).Scan(&attempts, &all); err != nil {
 		return false, nil, fmt.Errorf("saga: count attempt: %w", err)
 	}
 	observation := Observation{Moment: CompensationFailed, Saga: id, Step: st.name, Event: e, Attempt: attempts, Err: failed}
@@ -178,7 +178,7 @@ func (h *handler) undo(ctx context.Context, t *transaction, id string, st *step,
 		return false, fmt.Errorf("saga: compensation of step %s failed: %w", st.name, failed), t.flush(ctx)
 	}
 	observation.Moment = SagaParked
-	t.batch.Queue(parkSaga, h.f.name, id)
+	t.batch.Queue(h.f.sql(parkSaga), h.f.name, id)
 	t.log(h.f, observation, text(failed))
 	h.f.log.Error(ctx, "saga is parked and waits for a person", "", failed, "saga", id, "step", st.name, "attempts", attempts)
 	return false, nil, t.flush(ctx)
@@ -187,15 +187,15 @@ func (h *handler) undo(ctx context.Context, t *transaction, id string, st *step,
 // compensated: services that share a database share the saga's row, and the last one that
 // has nothing left to undo ends it.
 const compensated = `
-UPDATE streamkeel.saga s SET state = 'compensated', updated = now(), expected_by = NULL
+UPDATE {schema}.saga s SET state = 'compensated', updated = now(), expected_by = NULL
 WHERE flow = $1 AND saga_id = $2 AND NOT EXISTS (
-	SELECT FROM streamkeel.saga_step a
+	SELECT FROM {schema}.saga_step a
 	WHERE a.flow = $1 AND a.saga_id = $2 AND a.op = 'action' AND a.outcome = 'done' AND NOT EXISTS (
-		SELECT FROM streamkeel.saga_step c
+		SELECT FROM {schema}.saga_step c
 		WHERE c.flow = $1 AND c.saga_id = $2 AND c.step = a.step AND c.op = 'compensation' AND c.outcome IN ('done', 'skipped')))`
 
 func (h *handler) endUndoing(ctx context.Context, t *transaction, id string) error {
-	tag, err := t.tx.Exec(ctx, compensated, h.f.name, id)
+	tag, err := t.tx.Exec(ctx, h.f.sql(compensated), h.f.name, id)
 	if err != nil {
 		return fmt.Errorf("saga: end undoing: %w", err)
 	}

@@ -1,5 +1,5 @@
 // Package pgarchive keeps entries that retention trims in a Postgres table,
-// streamkeel.archive.
+// archive.
 package pgarchive
 
 import (
@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/streamkeel/streamkeel/internal/pgschema"
 	"github.com/streamkeel/streamkeel/stream"
 )
 
@@ -20,16 +21,29 @@ type DB interface {
 
 // Archive is a retention.Archive and a stream.Archive. It is as safe for use by many
 // goroutines as its DB. Delete old rows by ms, the Unix milliseconds of the entry's ID.
-type Archive struct{ db DB }
+type Archive struct {
+	db     DB
+	schema pgschema.Name
+}
 
 // New returns the archive in the database, which has Streamkeel's migrations.
-func New(db DB) *Archive { return &Archive{db} }
+func New(db DB) *Archive { return &Archive{db: db} }
 
-const insertEntry = `INSERT INTO streamkeel.archive (stream, ms, seq, fields) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING`
+// NewIn is New for the table in another schema than "streamkeel", which migrations.In(schema).Up makes. The name must be
+// [a-z_][a-z0-9_]{0,62} and none of Postgres's own.
+func NewIn(schema string, db DB) (*Archive, error) {
+	name, err := pgschema.Parse(schema)
+	if err != nil {
+		return nil, fmt.Errorf("pgarchive: %w", err)
+	}
+	return &Archive{db, name}, nil
+}
+
+const insertEntry = `INSERT INTO {schema}.archive (stream, ms, seq, fields) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING`
 
 // Append stores entries; those that are there already change nothing.
 func (a *Archive) Append(ctx context.Context, streamKey string, entries []stream.Entry) error {
-	batch := &pgx.Batch{}
+	batch, insert := &pgx.Batch{}, a.schema.SQL(insertEntry)
 	for i := range entries {
 		en := &entries[i]
 		if en.ID.Ms > math.MaxInt64 || en.ID.Seq > math.MaxInt64 {
@@ -39,7 +53,7 @@ func (a *Archive) Append(ctx context.Context, streamKey string, entries []stream
 		for name, value := range en.Fields() {
 			fields = append(fields, []byte(name), []byte(value))
 		}
-		batch.Queue(insertEntry, streamKey, int64(en.ID.Ms), int64(en.ID.Seq), fields)
+		batch.Queue(insert, streamKey, int64(en.ID.Ms), int64(en.ID.Seq), fields)
 	}
 	if err := a.db.SendBatch(ctx, batch).Close(); err != nil {
 		return fmt.Errorf("pgarchive: append to %s: %w", streamKey, err)
@@ -47,13 +61,16 @@ func (a *Archive) Append(ctx context.Context, streamKey string, entries []stream
 	return nil
 }
 
+const readEntries = `
+SELECT ms, seq, fields FROM {schema}.archive
+WHERE stream = $1 AND (ms, seq) > ($2, $3) ORDER BY ms, seq LIMIT $4`
+
 // Read returns the entries of a stream behind an ID, at most limit.
 func (a *Archive) Read(ctx context.Context, streamKey string, after stream.ID, limit int) ([]stream.Entry, error) {
 	if after.Ms > math.MaxInt64 {
 		return nil, nil
 	}
-	rows, err := a.db.Query(ctx, `SELECT ms, seq, fields FROM streamkeel.archive
-		WHERE stream = $1 AND (ms, seq) > ($2, $3) ORDER BY ms, seq LIMIT $4`,
+	rows, err := a.db.Query(ctx, a.schema.SQL(readEntries),
 		streamKey, int64(after.Ms), int64(min(after.Seq, math.MaxInt64)), limit)
 	if err != nil {
 		return nil, fmt.Errorf("pgarchive: read %s: %w", streamKey, err)

@@ -36,3 +36,15 @@ func TestAppendIsAllOrNothing(t *testing.T) {
 	_, err = a.Read(t.Context(), "s", stream.ID{}, 10)
 	require.ErrorContains(t, err, "pgarchive: read s")
 }
+
+func TestTableOfAnotherSchemaIsUsed(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Postgres(t)
+	_, err := pool.Exec(t.Context(), "ALTER SCHEMA streamkeel RENAME TO billing")
+	require.NoError(t, err)
+	a, err := pgarchive.NewIn("billing", pool)
+	require.NoError(t, err)
+	archivetest.Exercise(t, a)
+	_, err = pgarchive.NewIn("a.b", pool)
+	require.ErrorContains(t, err, "is not [a-z_]")
+}

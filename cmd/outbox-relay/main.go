@@ -164,13 +164,14 @@ func runWith(ctx context.Context, p command.Process, secrets *command.Secrets) e
 	defer func() { _ = rdb.Close() }() // nothing is in hand any more
 
 	watch := newWatch()
+	c.relay.Schema = c.postgres.Schema
 	metrics := telemetry.NewMetrics(telemetry.MetricsConfig{})
 	c.relay.AllowEviction, c.relay.Logger, c.relay.Observer = c.redis.AllowEviction, log, observers{metrics.Relay(), watch}
 	relay, err := outbox.NewRelay(pool, rdb, c.relay)
 	if err != nil {
 		return command.Unfit(err)
 	}
-	if err := command.CheckPostgres(ctx, pool, c.start.Timeout); err != nil {
+	if err := command.CheckPostgres(ctx, pool, c.postgres.Schema, c.start.Timeout); err != nil {
 		return command.UnlessEnded(ctx, err)
 	}
 	if err := command.CheckRedis(ctx, redisConfig, c.start.Timeout); err != nil {

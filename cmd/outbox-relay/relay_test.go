@@ -130,6 +130,7 @@ func TestOutageOfRedisMakesTheRelayUnreadyAndEventsWait(t *testing.T) {
 
 func TestBadInputIsOneLineThatSaysWhatToDo(t *testing.T) {
 	t.Parallel()
+	binary := commandtest.Build(t, "cmd/outbox-relay")
 	postgres, redisURL := "--postgres-url="+testenv.PostgresURL(t), "--redis-url="+testenv.RedisURL(t)
 	u, err := url.Parse(testenv.PostgresURL(t))
 	require.NoError(t, err)
@@ -145,15 +146,18 @@ func TestBadInputIsOneLineThatSaysWhatToDo(t *testing.T) {
 		"unreachable Redis":    {[]string{postgres, "--redis-url=redis://" + secret + "@127.0.0.1:1", "--start-timeout=5s"}, []string{"connection refused", "--redis-url"}},
 		"wrong Postgres URL":   {[]string{redisURL, "--postgres-url=http://" + secret + "@h"}, []string{"postgres://"}},
 		"migrations":           {[]string{redisURL, "--postgres-url=" + u.String()}, []string{"migrations are missing", "streamkeel migrate up"}},
+		"no such schema":       {[]string{redisURL, postgres, "--schema=nowhere"}, []string{"migrations are missing", "streamkeel migrate up"}},
+		"wrong schema":         {[]string{redisURL, postgres, "--schema=a.b"}, []string{`--schema: schema "a.b" is not [a-z_]`}},
 		"evicting":             {[]string{postgres, "--redis-url=" + evicting.URL()}, []string{"allkeys-lru", "--allow-eviction"}},
 		"every fault": {
-			[]string{"--lease-ttl=1ms", "--poll-min=1us", "--poll-max=0s", "--retention=1s", "--days-ahead=99", "--on-refused=drop", "--name=a b", "--redis-url=x", "--listen=x"},
-			[]string{"--lease-ttl 1ms", "--poll-min 1µs", "--poll-max 0s", "--retention 1s", "--days-ahead 99", "--on-refused", `--name "a b"`, "--redis-url", "--postgres-url", "--listen"},
+			[]string{"--lease-ttl=1ms", "--poll-min=1us", "--poll-max=0s", "--retention=1s", "--days-ahead=99", "--on-refused=drop", "--name=a b", "--schema=A", "--redis-url=x", "--listen=x"},
+			[]string{"--lease-ttl 1ms", "--poll-min 1µs", "--poll-max 0s", "--retention 1s", "--days-ahead 99", "--on-refused", `--name "a b"`, "--schema", "--redis-url", "--postgres-url", "--listen"},
 		},
 		"small pool": {[]string{redisURL, postgres + "&pool_max_conns=1"}, []string{"pool_max_conns"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			commandtest.RequireUnfit(t, commandtest.Call(t, run, nil, append([]string{"--listen=127.0.0.1:0"}, c.args...)...), c.parts...)
+			t.Parallel()
+			commandtest.RequireUnfit(t, commandtest.Run(t, binary, nil, append([]string{"--listen=127.0.0.1:0"}, c.args...)...), c.parts...)
 		})
 	}
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/streamkeel/streamkeel/internal/command"
 	"github.com/streamkeel/streamkeel/internal/demo"
 	"github.com/streamkeel/streamkeel/internal/redisx"
+	"github.com/streamkeel/streamkeel/outbox"
 	"github.com/streamkeel/streamkeel/stream"
 )
 
@@ -51,6 +52,7 @@ type app struct {
 	namespace string
 	redis     command.RedisFlags
 	postgres  command.PostgresFlags
+	outbox    outbox.Schema // set by withPool
 	start     command.StartFlags
 }
 

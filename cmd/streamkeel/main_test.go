@@ -157,6 +157,7 @@ func TestBadInputIsOneLineThatSaysWhatToDo(t *testing.T) {
 		"namespace":          {"topics list --namespace a:b", []string{"--namespace"}},
 		"unreachable Redis":  {"topics list --redis-url redis://127.0.0.1:1 --start-timeout 100ms", []string{"connection refused", "--redis-url"}},
 		"no Postgres":        {"migrate status", []string{"--postgres-url is missing"}},
+		"wrong schema":       {"migrate up --postgres-url postgres://127.0.0.1:1/d --schema A", []string{`--schema: schema "A" is not [a-z_]`}},
 		"unknown topic":      {"pending --topic ordrs", []string{`"ordrs"`, "orders"}},
 		"unknown group":      {"dlq list --topic orders --group biling", []string{`"biling"`, "billing"}},
 		"no topic":           {"dlq list", []string{"--topic and --group are required"}},
@@ -394,6 +395,19 @@ func TestMigrationsAreAppliedOnceAndTold(t *testing.T) {
 	require.Len(t, up.Applied, len(up.Migrations))
 	require.Zero(t, up.Missing)
 	o = commandtest.Call(t, run, nil, "migrate", "up", "--postgres-url="+server)
+	require.Equal(t, "nothing to apply\n", o.Stdout)
+}
+
+func TestMigrationsOfAnotherSchemaAreItsOwn(t *testing.T) {
+	t.Parallel()
+	env := []string{"STREAMKEEL_POSTGRES_URL=" + testenv.PostgresURL(t), "STREAMKEEL_SCHEMA=billing"}
+	o := commandtest.Call(t, run, env, "outbox", "status")
+	commandtest.RequireUnfit(t, o, "streamkeel migrate up")
+	up := decode[migrateDocument](t, commandtest.Call(t, run, env, "migrate", "up", "--json").Stdout)
+	require.Len(t, up.Applied, len(up.Migrations))
+	o = commandtest.Call(t, run, env, "outbox", "status")
+	require.Equal(t, command.ExitClean, o.Code, o.Stderr)
+	o = commandtest.Call(t, run, env, "migrate", "up")
 	require.Equal(t, "nothing to apply\n", o.Stdout)
 }
 

@@ -34,8 +34,8 @@ type migrationRow struct {
 func newMigrateCommand(a *app) *cobra.Command {
 	status := &cobra.Command{
 		Use: "status", Short: "List the migrations, and whether the database has them", Args: cobra.NoArgs,
-		RunE: a.withPostgres(func(ctx context.Context, db *sql.DB) error {
-			document, err := migrationStatus(ctx, db)
+		RunE: a.withPostgres(func(ctx context.Context, schema migrations.Schema, db *sql.DB) error {
+			document, err := migrationStatus(ctx, schema, db)
 			if err != nil {
 				return err
 			}
@@ -46,15 +46,15 @@ func newMigrateCommand(a *app) *cobra.Command {
 		Use: "up", Short: "Apply the migrations that the database lacks", Args: cobra.NoArgs,
 		Long: "Apply the migrations that the database lacks, each in a transaction of its own. Any number of processes may do it at\n" +
 			"once: one works, the others wait. The connection must not go through a pooler in transaction mode.",
-		RunE: a.withPostgres(func(ctx context.Context, db *sql.DB) error {
-			before, err := migrationStatus(ctx, db)
+		RunE: a.withPostgres(func(ctx context.Context, schema migrations.Schema, db *sql.DB) error {
+			before, err := migrationStatus(ctx, schema, db)
 			if err != nil {
 				return err
 			}
-			if err := migrations.Up(ctx, db); err != nil {
+			if err := schema.Up(ctx, db); err != nil {
 				return err
 			}
-			document, err := migrationStatus(ctx, db)
+			document, err := migrationStatus(ctx, schema, db)
 			if err != nil {
 				return err
 			}
@@ -80,8 +80,8 @@ func newMigrateCommand(a *app) *cobra.Command {
 	return parent("migrate", "Make and change Streamkeel's tables in Postgres", up, status)
 }
 
-func migrationStatus(ctx context.Context, db *sql.DB) (migrateDocument, error) {
-	statuses, err := migrations.Status(ctx, db)
+func migrationStatus(ctx context.Context, schema migrations.Schema, db *sql.DB) (migrateDocument, error) {
+	statuses, err := schema.Status(ctx, db)
 	if err != nil {
 		return migrateDocument{}, err
 	}
@@ -113,11 +113,15 @@ func (d migrateDocument) table(w io.Writer) {
 }
 
 // withPostgres makes a command's function one that gets a database that answers.
-func (a *app) withPostgres(fn func(ctx context.Context, db *sql.DB) error) func(*cobra.Command, []string) error {
+func (a *app) withPostgres(fn func(ctx context.Context, schema migrations.Schema, db *sql.DB) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, _ []string) error {
 		cfg, faults := a.postgres.Config(program, a.secrets)
 		if len(faults) > 0 {
 			return command.Unfit(errors.Join(faults...))
+		}
+		schema, err := migrations.In(a.postgres.Schema)
+		if err != nil {
+			return err
 		}
 		var options []stdlib.OptionOpenDB
 		if cfg.BeforeConnect != nil {
@@ -128,7 +132,7 @@ func (a *app) withPostgres(fn func(ctx context.Context, db *sql.DB) error) func(
 		if err := command.CheckDatabase(cmd.Context(), cfg, db, a.start.Timeout); err != nil {
 			return err
 		}
-		err := fn(cmd.Context(), db)
+		err = fn(cmd.Context(), schema, db)
 		if command.IsDenied(err) {
 			return command.PostgresFault(cfg, err)
 		}

@@ -31,12 +31,16 @@ func (a *app) withPool(fn func(ctx context.Context, pool *pgxpool.Pool) error) f
 		if len(faults) > 0 {
 			return command.Unfit(errors.Join(faults...))
 		}
+		var err error
+		if a.outbox, err = outbox.In(a.postgres.Schema); err != nil {
+			return err
+		}
 		pool, err := pgxpool.NewWithConfig(cmd.Context(), cfg)
 		if err != nil {
 			return command.PostgresFault(cfg, err)
 		}
 		defer pool.Close()
-		if err := command.CheckPostgres(cmd.Context(), pool, a.start.Timeout); err != nil {
+		if err := command.CheckPostgres(cmd.Context(), pool, a.postgres.Schema, a.start.Timeout); err != nil {
 			return err
 		}
 		err = fn(cmd.Context(), pool)
@@ -127,7 +131,7 @@ func newOutboxStatus(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use: "status", Short: "Show the shards: who relays them, what waits, and why one stands still", Args: cobra.NoArgs,
 		RunE: a.withPool(func(ctx context.Context, pool *pgxpool.Pool) error {
-			status, err := outbox.ReadStatus(ctx, pool)
+			status, err := a.outbox.ReadStatus(ctx, pool)
 			if err != nil {
 				return err
 			}

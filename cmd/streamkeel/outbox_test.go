@@ -254,6 +254,7 @@ func TestOutboxBadInput(t *testing.T) {
 		"outbox republish --from 1h --to 2h":         "--from does not lie before --to",
 		"outbox sttus":                               "failed, republish, restamp, resync, status",
 		"outbox status --postgres-url postgres://x@": "--postgres-url",
+		"outbox status --schema pg_x":                "--schema: schema \"pg_x\" belongs to Postgres",
 	} {
 		o.refused(args, part)
 	}

@@ -46,7 +46,7 @@ func newFailedList(a *app) *cobra.Command {
 		},
 		RunE: a.withPool(func(ctx context.Context, pool *pgxpool.Pool) error {
 			filter.Namespace = a.namespace
-			list, err := outbox.ListFailed(ctx, pool, filter)
+			list, err := a.outbox.ListFailed(ctx, pool, filter)
 			if err != nil {
 				return err
 			}
@@ -118,9 +118,9 @@ func newFailedRetry(a *app) *cobra.Command {
 		},
 		RunE: a.withPool(func(ctx context.Context, pool *pgxpool.Pool) error {
 			filter.Namespace = a.namespace
-			retry := outbox.RetryFailed
+			retry := a.outbox.RetryFailed
 			if dryRun {
-				retry = countFailed
+				retry = a.countFailed
 			}
 			n, err := retry(ctx, pool, filter)
 			if err != nil {
@@ -143,9 +143,9 @@ func newFailedRetry(a *app) *cobra.Command {
 }
 
 // countFailed counts the rows that RetryFailed would choose.
-func countFailed(ctx context.Context, pool *pgxpool.Pool, filter outbox.FailedFilter) (n int64, err error) {
+func (a *app) countFailed(ctx context.Context, pool *pgxpool.Pool, filter outbox.FailedFilter) (n int64, err error) {
 	for filter.Limit = 1000; ; {
-		list, err := outbox.ListFailed(ctx, pool, filter)
+		list, err := a.outbox.ListFailed(ctx, pool, filter)
 		if err != nil {
 			return n, err
 		}

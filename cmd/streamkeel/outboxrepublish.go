@@ -61,8 +61,8 @@ func (d decidedDocument) table(w io.Writer) {
 }
 
 // stopsFor returns the shards that stand still for a reason, as far as they were chosen.
-func stopsFor(ctx context.Context, pool *pgxpool.Pool, reason outbox.Reason, chosen []int) ([]outbox.Stop, error) {
-	status, err := outbox.ReadStatus(ctx, pool)
+func (a *app) stopsFor(ctx context.Context, pool *pgxpool.Pool, reason outbox.Reason, chosen []int) ([]outbox.Stop, error) {
+	status, err := a.outbox.ReadStatus(ctx, pool)
 	if err != nil {
 		return nil, err
 	}
@@ -145,14 +145,14 @@ func newOutboxRepublish(a *app) *cobra.Command {
 }
 
 func (f *republishFlags) decide(ctx context.Context, a *app, pool *pgxpool.Pool) error {
-	stops, err := stopsFor(ctx, pool, outbox.ReasonLoss, f.shards)
+	stops, err := a.stopsFor(ctx, pool, outbox.ReasonLoss, f.shards)
 	if err != nil {
 		return err
 	}
 	document := decidedDocument{DryRun: f.dryRun, Decision: "republish", Shards: []decidedRow{}}
-	apply := outbox.RepublishLost
+	apply := a.outbox.RepublishLost
 	if f.acceptLoss {
-		document.Decision, apply = "accept-loss", outbox.AcceptLoss
+		document.Decision, apply = "accept-loss", a.outbox.AcceptLoss
 	}
 	var rows, bytes int64
 	for _, s := range stops {
@@ -206,7 +206,7 @@ func (f *republishFlags) copies(ctx context.Context, a *app, pool *pgxpool.Pool,
 	if err := errors.Join(faults...); err != nil {
 		return command.Unfit(err)
 	}
-	config := outbox.RepublishConfig{From: from, To: to, Namespace: a.namespace, Topic: f.topic, Key: f.key, DryRun: true}
+	config := outbox.RepublishConfig{Schema: a.postgres.Schema, From: from, To: to, Namespace: a.namespace, Topic: f.topic, Key: f.key, DryRun: true}
 	sum, err := outbox.Republish(ctx, pool, rdb, config)
 	if err != nil {
 		return err
@@ -243,14 +243,14 @@ func newOutboxResync(a *app) *cobra.Command {
 			"Redis holds. It lists the entries that Postgres knows nothing of; they stay in the streams, and consumers have handled or\n" +
 			"will handle them: what they tell of must be mended by a person.",
 		RunE: a.withBoth(func(ctx context.Context, pool *pgxpool.Pool, rdb redis.UniversalClient) error {
-			stops, err := stopsFor(ctx, pool, outbox.ReasonAhead, shards)
+			stops, err := a.stopsFor(ctx, pool, outbox.ReasonAhead, shards)
 			if err != nil {
 				return err
 			}
 			document := decidedDocument{DryRun: d.dryRun, Decision: "resync", Shards: []decidedRow{}}
 			for _, s := range stops {
 				document.Shards = append(document.Shards, decidedRow{Shard: s.Shard, Detail: s.Detail})
-				ghosts, err := outbox.Ghosts(ctx, pool, rdb, s.Shard)
+				ghosts, err := a.outbox.Ghosts(ctx, pool, rdb, s.Shard)
 				if err != nil {
 					return err
 				}
@@ -263,7 +263,7 @@ func newOutboxResync(a *app) *cobra.Command {
 					return err
 				}
 				for _, s := range stops {
-					if err := outbox.Resync(ctx, pool, s.Shard); err != nil {
+					if err := a.outbox.Resync(ctx, pool, s.Shard); err != nil {
 						return err
 					}
 				}
@@ -292,7 +292,7 @@ func newOutboxRestamp(a *app) *cobra.Command {
 		Long: "Make the outbox go on in another database than the one that it was written in: a restored dump, an upgraded cluster. Stop all\n" +
 			"relays first, those of the old database too. What was published before cannot be published again any more.",
 		RunE: a.withBoth(func(ctx context.Context, pool *pgxpool.Pool, rdb redis.UniversalClient) error {
-			sum, err := outbox.Restamp(ctx, pool, rdb, true)
+			sum, err := a.outbox.Restamp(ctx, pool, rdb, true)
 			if err != nil {
 				return err
 			}
@@ -300,7 +300,7 @@ func newOutboxRestamp(a *app) *cobra.Command {
 				if err := d.confirm(a, fmt.Sprintf("take over %d streams from another database, and renumber %d rows", len(sum.Streams), sum.Rows)); err != nil {
 					return err
 				}
-				if sum, err = outbox.Restamp(ctx, pool, rdb, false); err != nil {
+				if sum, err = a.outbox.Restamp(ctx, pool, rdb, false); err != nil {
 					return err
 				}
 			}

@@ -148,14 +148,14 @@ var (
 
 // CheckPostgres waits for Postgres and refuses one that is too old or lacks a migration of this
 // version. The error is Unfit and says what to do.
-func CheckPostgres(ctx context.Context, pool *pgxpool.Pool, timeout time.Duration) error {
+func CheckPostgres(ctx context.Context, pool *pgxpool.Pool, schema string, timeout time.Duration) error {
 	cfg := pool.Config()
 	db := stdlib.OpenDBFromPool(pool)
 	defer func() { _ = db.Close() }() // only what wraps the pool
 	if err := CheckDatabase(ctx, cfg, db, timeout); err != nil {
 		return err
 	}
-	return PostgresFault(cfg, checkMigrations(ctx, db))
+	return PostgresFault(cfg, checkMigrations(ctx, schema, db))
 }
 
 // CheckDatabase waits for Postgres and refuses one that is too old. The error is Unfit and says
@@ -174,8 +174,12 @@ func CheckDatabase(ctx context.Context, cfg *pgxpool.Config, db *sql.DB, timeout
 	return PostgresFault(cfg, err)
 }
 
-func checkMigrations(ctx context.Context, db *sql.DB) error {
-	statuses, err := migrations.Status(ctx, db)
+func checkMigrations(ctx context.Context, schema string, db *sql.DB) error {
+	in, err := migrations.In(schema)
+	if err != nil {
+		return err
+	}
+	statuses, err := in.Status(ctx, db)
 	if err != nil {
 		return err
 	}
@@ -205,7 +209,7 @@ func PostgresFault(cfg *pgxpool.Config, err error) error {
 	case errors.Is(err, errOldPostgres):
 		hint = "use a newer server"
 	case errors.Is(err, errMigrations), pgerr.IsNoTable(err):
-		hint = "apply them: streamkeel migrate up --postgres-url …"
+		hint = "apply them: streamkeel migrate up --postgres-url …, with the same --schema"
 	case code == "28P01", code == "28000":
 		hint = "check the user and password in --postgres-url or --postgres-password-file"
 	case code == "3D000":

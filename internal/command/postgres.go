@@ -11,17 +11,22 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/pflag"
+
+	"github.com/streamkeel/streamkeel/internal/pgschema"
 )
 
 // PostgresFlags say how Postgres is reached.
 type PostgresFlags struct {
 	URL, PasswordFile string
+	// Schema is that of Streamkeel's tables. Config finds its faults.
+	Schema string
 }
 
 // Register adds the flags.
 func (p *PostgresFlags) Register(flags *pflag.FlagSet) {
 	flags.StringVar(&p.URL, "postgres-url", "", "`url` of the database that holds the outbox: postgres://user:password@host:5432/database; pgx's and libpq's options (sslmode, pool_max_conns, …) behind a ?")
 	flags.StringVar(&p.PasswordFile, "postgres-password-file", "", "`file` with the password, where the URL has none; read again for each connection")
+	flags.StringVar(&p.Schema, "schema", pgschema.Default, "`name` of the schema that holds Streamkeel's tables: [a-z_][a-z0-9_]{0,62}")
 }
 
 const applicationName = "application_name"
@@ -29,6 +34,14 @@ const applicationName = "application_name"
 // Config checks the flags and returns what they say, or every fault. What is a secret is
 // added to secrets.
 func (p *PostgresFlags) Config(program string, secrets *Secrets) (*pgxpool.Config, []error) {
+	config, faults := p.connection(program, secrets)
+	if _, err := pgschema.Parse(p.Schema); err != nil {
+		faults = append(faults, fmt.Errorf("--schema: %w", err))
+	}
+	return config, faults
+}
+
+func (p *PostgresFlags) connection(program string, secrets *Secrets) (*pgxpool.Config, []error) {
 	if p.URL == "" {
 		return nil, []error{errors.New("--postgres-url is missing: postgres://user@host:5432/database")}
 	}

@@ -52,7 +52,8 @@ type Config struct {
 	// Ordered hands the events of one key over one after the other, also through failures,
 	// crashes and consumers that come and go. The partitions are leased to the consumers of
 	// the group, so that no more consumers than partitions have work; within a partition
-	// keys are handled at the same time. All consumers of the group must say the same.
+	// keys are handled at the same time. A consumer that says otherwise than the living ones
+	// of its group is refused.
 	// Where an owner was paused for longer than MinIdle, a handler of its may still run
 	// while the next owner has begun: Metadata.Generation lets a database refuse it.
 	Ordered bool

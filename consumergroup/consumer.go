@@ -107,7 +107,8 @@ func (c *Consumer) Name() string { return c.name }
 // behind. It returns nil after that.
 //
 // While Redis is away it waits and goes on by itself. It returns an error at once where
-// waiting cannot help: a topic that was declared differently, a server that is too old or
+// waiting cannot help: a topic that was declared differently, a group whose living consumers
+// disagree about Ordered, a server that is too old or
 // evicts, a connection pool that is too small, a missing permission. A consumer runs once.
 func (c *Consumer) Run(ctx context.Context) error {
 	if !c.started.CompareAndSwap(false, true) {
@@ -292,10 +293,16 @@ func (c *Consumer) checkPool(ctx context.Context) error {
 	return nil
 }
 
-// declare writes topics and group into the registry.
+// declare joins the group, and writes topics and group into the registry.
 func (c *Consumer) declare(ctx context.Context) error {
 	if err := stream.Declare(ctx, c.rdb, c.cfg.Topics...); err != nil {
 		return err
+	}
+	for _, p := range c.partitions {
+		err := pel.Join(ctx, c.rdb, p.keys, c.name, c.cfg.kind(), c.cfg.MinIdle)
+		if redisx.IsUnavailable(err) || redisx.IsNoPerm(err) || errors.Is(err, pel.ErrGroupKind) {
+			return err // anything else is this partition's alone
+		}
 	}
 	group := stream.Group{
 		Name: c.cfg.Group, Kind: c.cfg.kind(),

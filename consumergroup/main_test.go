@@ -66,7 +66,8 @@ func (f *fixture) config(handler consumergroup.Handler) consumergroup.Config {
 // running is a consumer in a goroutine.
 type running struct {
 	*consumergroup.Consumer
-	stop func() error // cancels Run and returns its error
+	stop  func() error // cancels Run and returns its error
+	ended func() error // waits until Run returns by itself
 }
 
 // run starts a consumer; the test's end stops it.
@@ -77,8 +78,7 @@ func (f *fixture) run(cfg consumergroup.Config) *running {
 	ctx, cancel := context.WithCancel(f.t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- c.Run(ctx) }()
-	stop := sync.OnceValue(func() error {
-		cancel()
+	wait := sync.OnceValue(func() error {
 		select {
 		case err := <-ended:
 			return err
@@ -86,8 +86,9 @@ func (f *fixture) run(cfg consumergroup.Config) *running {
 			return errors.New("Run did not return")
 		}
 	})
+	stop := func() error { cancel(); return wait() }
 	f.t.Cleanup(func() { _ = stop() })
-	return &running{c, stop}
+	return &running{c, stop, wait}
 }
 
 func (f *fixture) keys(p int) pel.Keys { return pel.KeysOf(f.topic.StreamKey(p), "billing") }

@@ -30,22 +30,12 @@ func (c *Consumer) lookEvery() time.Duration {
 // balance takes and gives partitions until ctx ends. leaving counts those that are being
 // given up, which may go on until endCtx ends.
 func (c *Consumer) balance(ctx, endCtx context.Context, leaving *sync.WaitGroup) {
-	c.tellMembers(ctx)
 	for {
 		if err := c.balanceOnce(ctx, endCtx, leaving); err != nil && ctx.Err() == nil {
 			c.log.Error(ctx, "leases are not known", "", err)
 		}
 		if !redisx.Pause(ctx, jitter(c.lookEvery())) {
 			return
-		}
-	}
-}
-
-// tellMembers tells the group that this consumer lives before it takes its share.
-func (c *Consumer) tellMembers(ctx context.Context) {
-	for _, p := range c.partitions {
-		if _, err := p.settler.Extend(ctx, p.keys.Stream, nil); err != nil && ctx.Err() == nil {
-			c.log.Error(ctx, "heartbeat failed", p.keys.Stream, err)
 		}
 	}
 }

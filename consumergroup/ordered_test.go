@@ -438,3 +438,27 @@ func TestStopDoesNotGiveUpAPartitionBeforeItsAcksAreThere(t *testing.T) {
 	}
 	f.leftClean()
 }
+
+func TestConsumersThatDisagreeAboutOrderAreRefusedWhileOneOfTheOthersLives(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 2)
+	handler := consumergroup.HandlerFunc(func(context.Context, stream.Event) error { return nil })
+	is := map[bool]consumergroup.Config{false: f.config(handler), true: f.ordered(handler)}
+	for _, ordered := range []bool{false, true, false} { // and when all have stopped, the group changes
+		first := f.run(is[ordered])
+		require.Eventually(t, func() bool {
+			return f.rdb.Exists(t.Context(), f.keys(0).Members, f.keys(1).Members).Val() == 2
+		}, patience, time.Millisecond)
+		err := f.run(is[!ordered]).ended()
+		require.ErrorIs(t, err, pel.ErrGroupKind)
+		require.ErrorContains(t, err, first.Name())
+		same := f.run(is[ordered])
+		f.publish(20)
+		f.atRest()
+		groups, err := stream.Groups(t.Context(), f.rdb, f.topic)
+		require.NoError(t, err)
+		require.Equal(t, ordered, groups[0].Kind == stream.GroupOrdered, "the refused consumer is not in the registry")
+		require.NoError(t, first.stop())
+		require.NoError(t, same.stop())
+	}
+}

@@ -3,15 +3,19 @@ package pel
 import (
 	"context"
 	_ "embed"
+	"errors"
 	"fmt"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 
 	"github.com/streamkeel/streamkeel/internal/redisx"
+	"github.com/streamkeel/streamkeel/stream"
 )
 
 var (
+	//go:embed lua/join.lua
+	joinText string
 	//go:embed lua/ensure.lua
 	ensureText string
 	//go:embed lua/checkpoint.lua
@@ -19,10 +23,29 @@ var (
 	//go:embed lua/due.lua
 	dueText string
 
+	joinScript       = redisx.NewScript(joinText)
 	ensureScript     = redisx.NewScript(ensureText)
 	checkpointScript = redisx.NewScript(checkpointText)
 	dueScript        = redisx.NewScript(dueText)
 )
+
+// ErrGroupKind says that consumers of one group disagree about whether it is ordered.
+var ErrGroupKind = errors.New("group is of another kind")
+
+// Join makes the consumer a member of its group at the stream. It is ErrGroupKind where a
+// member that was heard of within silence says that the group is of another kind. A group
+// without living members takes the kind of the first that joins.
+func Join(ctx context.Context, rdb redis.UniversalClient, k Keys, consumer string, kind stream.GroupKind, silence time.Duration) error {
+	reply, err := joinScript.Run(ctx, rdb, []string{k.Hash, k.Members}, consumer, string(kind), silence.Milliseconds()).StringSlice()
+	if err == nil && len(reply) == 2 {
+		err = fmt.Errorf("%w: it is %q for the living consumer %s, and %q for this one; stop those of the other kind first, and wait %s for one that was killed",
+			ErrGroupKind, reply[0], reply[1], kind, silence)
+	}
+	if err != nil {
+		return fmt.Errorf("pel: join group %s at %s: %w", k.Group, k.Stream, err)
+	}
+	return nil
+}
 
 // Ensure makes the group at the stream, and the stream itself, where they are missing.
 // A group that is made for the first time starts behind start (an ID, "0" or "$"); one

@@ -104,15 +104,16 @@ func (f *frozen) prevJSON() string {
 
 // The batch is durable before anything of it is published: it is committed with synchronous_commit, which
 // flushes what came before it, also the commits of transactions that did not wait for that themselves. A shard whose
-// lease has another epoch, or whose batch another owner has frozen, is left out of the reply.
+// lease has another epoch, or whose batch another owner has frozen, is left out of the reply; and so are all where
+// another server answers than the one whose log was read: it may lack the transactions that the snapshots speak of.
 const freezeSQL = `
 INSERT INTO {schema}.relay_batch AS b (shard, batch, tag, snap_from, snap_to, prev, complete)
 SELECT f.shard, f.batch, f.tag, f.snap_from::pg_snapshot, pg_current_snapshot(), f.prev::jsonb, f.complete
-FROM unnest($1::smallint[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::boolean[])
-	AS f(shard, epoch, batch, tag, snap_from, prev, complete)
+FROM unnest($1::smallint[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::boolean[], $8::timestamptz[])
+	AS f(shard, epoch, batch, tag, snap_from, prev, complete, server)
 JOIN {schema}.relay_lease l ON l.shard = f.shard AND l.epoch = f.epoch
 WHERE set_config('synchronous_commit', CASE current_setting('synchronous_commit')
-	WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true) IS NOT NULL
+	WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true) IS NOT NULL AND f.server = pg_postmaster_start_time()
 ON CONFLICT DO NOTHING
 RETURNING b.shard, b.snap_to::text, b.frozen_at`
 
@@ -122,6 +123,7 @@ func (r *Relay) freeze(ctx context.Context, batches []frozen) (map[int]batch, er
 	var epochs, numbers []int64
 	var tags, froms, prevs []string
 	var complete []bool
+	var servers []time.Time
 	byShard := map[int]batch{}
 	for _, f := range batches {
 		shards = append(shards, int16(f.shard.number)) //nolint:gosec // at most maxShards
@@ -131,10 +133,11 @@ func (r *Relay) freeze(ctx context.Context, batches []frozen) (map[int]batch, er
 		froms = append(froms, f.from.text)
 		prevs = append(prevs, f.prevJSON())
 		complete = append(complete, f.complete)
+		servers = append(servers, f.shard.server)
 		byShard[f.shard.number] = batch{number: f.number, tag: f.tag, from: f.from, prev: f.prev, complete: f.complete}
 	}
 	done := map[int]batch{}
-	rows, err := r.db.Query(ctx, freezeSQL, shards, epochs, numbers, tags, froms, prevs, complete)
+	rows, err := r.db.Query(ctx, freezeSQL, shards, epochs, numbers, tags, froms, prevs, complete, servers)
 	if err != nil {
 		return nil, fmt.Errorf("freeze: %w", err)
 	}

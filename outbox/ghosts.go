@@ -45,7 +45,7 @@ func ghosts(ctx context.Context, r *Relay, shard int) ([]stream.Entry, error) {
 				continue
 			}
 			known := c.known[targetName(topic, p)]
-			ghosts, _, err := entriesBehind(ctx, r.rdb, topic.StreamKey(p), known, c.last.number, own)
+			ghosts, _, err := entriesBehind(ctx, r.rdb, topic.StreamKey(p), known, 0, own)
 			if err != nil {
 				return nil, fmt.Errorf("outbox: ghosts in %s: %w", topic.StreamKey(p), err)
 			}
@@ -68,7 +68,8 @@ func (r *Relay) idsOf(ctx context.Context, shard int, b *batch) (map[int64]strin
 }
 
 // entriesBehind reads a stream from its end back to the last row that is known before a batch. It returns the entries that
-// the outbox knows nothing of, oldest first, and which rows of the batch the stream holds; own are the batch's events.
+// the outbox knows nothing of, oldest first, and which rows of the batch the stream holds; own are the batch's
+// events. With a number they count only if they were published in the batch of that number.
 func entriesBehind(ctx context.Context, rdb redis.UniversalClient, key string, known stream.Position, number int64, own map[int64]string) (ghosts []stream.Entry, present map[int64]bool, err error) {
 	present = map[int64]bool{}
 	for end := "+"; ; {
@@ -94,7 +95,7 @@ func entriesBehind(ctx context.Context, rdb redis.UniversalClient, key string, k
 				slices.Reverse(ghosts)
 				return ghosts, present, nil
 			}
-			if id, ok := own[sequence.Row]; ok && sequence.Batch == number && id == en.Event.ID {
+			if id, ok := own[sequence.Row]; ok && id == en.Event.ID && (number == 0 || sequence.Batch == number) {
 				present[sequence.Row] = true
 				continue
 			}

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -17,6 +18,8 @@ import (
 	"github.com/streamkeel/streamkeel/internal/testenv"
 	"github.com/streamkeel/streamkeel/stream"
 )
+
+func TestMain(m *testing.M) { testenv.Main(m) }
 
 // world is an outbox and a Redis of the test's own.
 type world struct {
@@ -148,4 +151,38 @@ func (w *world) eventually(n int) {
 	w.t.Helper()
 	require.Eventually(w.t, func() bool { return len(w.ids()) >= n }, patience, 10*time.Millisecond, "entries")
 	require.Len(w.t, w.ids(), n)
+}
+
+// recorder is an Observer that keeps what it is told.
+type recorder struct{ seen atomic.Pointer[[]Observation] }
+
+func (r *recorder) Observe(_ context.Context, o Observation) {
+	for {
+		old := r.seen.Load()
+		var all []Observation
+		if old != nil {
+			all = append(all, *old...)
+		}
+		all = append(all, o)
+		if r.seen.CompareAndSwap(old, &all) {
+			return
+		}
+	}
+}
+
+// eventually waits until the moment is told: the tables may show it before.
+func (r *recorder) eventually(t testing.TB, m Moment) {
+	t.Helper()
+	require.Eventually(t, func() bool { return len(r.of(m)) > 0 }, patience, 10*time.Millisecond, "nobody was told: %s", m)
+}
+
+func (r *recorder) of(m Moment) (list []Observation) {
+	if all := r.seen.Load(); all != nil {
+		for _, o := range *all {
+			if o.Moment == m {
+				list = append(list, o)
+			}
+		}
+	}
+	return list
 }

@@ -70,17 +70,23 @@ func (p *page) full() bool { return len(p.rows) >= pageRows || p.bytes >= pageBy
 // are over at its end. The numbers are parameters of an unnamed statement, and so constants for the planner: each
 // row partition is looked up by its index. One query, sorted once, serves a whole batch; its rows are consumed
 // page by page.
+//
+// A batch has no rows on a server whose log lacks it: its snapshots were made by another one, and mean other transactions
+// there.
 const (
 	rowColumns = `id, ` + eventColumns
 
+	inLog = ` AND EXISTS (SELECT FROM {schema}.relay_batch WHERE shard = $1::smallint AND batch = $2::bigint AND tag = $3::text)`
+
 	readRange = `
 SELECT ` + rowColumns + ` FROM {schema}.outbox
-WHERE shard = $1::smallint AND xid >= $2::xid8 AND xid < $3::xid8 AND pg_visible_in_snapshot(xid, $4::pg_snapshot) AND id > $5::bigint`
+WHERE shard = $1::smallint AND id > $4::bigint AND xid >= $5::xid8 AND xid < $6::xid8
+	AND pg_visible_in_snapshot(xid, $7::pg_snapshot)` + inLog
 
 	readLate = `
 UNION ALL
 SELECT ` + rowColumns + ` FROM {schema}.outbox
-WHERE shard = $1::smallint AND xid = ANY ($6::xid8[]) AND id > $5::bigint`
+WHERE shard = $1::smallint AND id > $4::bigint AND xid = ANY ($8::xid8[])` + inLog
 )
 
 const (
@@ -88,15 +94,16 @@ const (
 	readBothSQL  = readRange + readLate + ` ORDER BY id`
 	readRetrySQL = `
 SELECT seq, ` + eventColumns + ` FROM {schema}.outbox_failed
-WHERE shard = $1::smallint AND retry_batch = $2::bigint AND seq > $3::bigint ORDER BY seq`
+WHERE shard = $1::smallint AND retry_batch = $2::bigint AND seq > $4::bigint` + inLog + ` ORDER BY seq`
 )
 
 // statement returns the query for the batch's rows behind a row, and its parameters as text.
 func (b *batch) statement(shard int, after int64) (string, [][]byte) {
+	args := params(itoa(shard), itoa(b.number), b.tag, itoa(after))
 	if b.retry {
-		return readRetrySQL, params(itoa(shard), itoa(b.number), itoa(after))
+		return readRetrySQL, args
 	}
-	args := params(itoa(shard), strconv.FormatUint(b.from.xmax, 10), strconv.FormatUint(b.to.xmax, 10), b.to.text, itoa(after))
+	args = append(args, params(strconv.FormatUint(b.from.xmax, 10), strconv.FormatUint(b.to.xmax, 10), b.to.text)...)
 	late := b.from.finished(b.to)
 	if len(late) == 0 {
 		return readRangeSQL, args

@@ -86,6 +86,11 @@ func (s *shard) overcome(ctx context.Context, b *batch, at *progress, err error,
 		if err != nil {
 			return err
 		}
+		if f.kind == faultAhead {
+			if done, err := s.wasPublished(ctx, b, f.target); done || err != nil {
+				return err
+			}
+		}
 		return s.halt(ctx, b, stopOf(f))
 	}
 }
@@ -129,9 +134,8 @@ func (s *shard) publishPage(ctx context.Context, b *batch, p *page, at *progress
 		if t == nil || at.only != nil && !at.only[t] || pos.Compare(t.known) <= 0 {
 			continue
 		}
-		if !t.touched && at.only == nil {
-			t.touched = true
-			s.touched = append(s.touched, t)
+		if at.only == nil {
+			s.touch(t)
 		}
 		if t.open == nil && pos.Compare(t.held) <= 0 { // it is there, since before this attempt
 			t.known = pos
@@ -155,6 +159,14 @@ func (s *shard) publishPage(ctx context.Context, b *batch, p *page, at *progress
 		return nil
 	}
 	return s.send(ctx, p, calls, at)
+}
+
+// touch notes that the batch in hand has rows of the stream.
+func (s *shard) touch(t *target) {
+	if !t.touched {
+		t.touched = true
+		s.touched = append(s.touched, t)
+	}
 }
 
 // closeCalls ends the page's calls: the next page begins new ones.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -51,7 +52,7 @@ func (s *shard) resync(ctx context.Context, b *batch) error {
 			if held.Compare(t.known) <= 0 || held.tag == b.tag && held.Batch == b.number {
 				continue
 			}
-			_, present, err := entriesBehind(ctx, s.relay.rdb, t.stream, t.known, b.number, own)
+			_, present, err := entriesBehind(ctx, s.relay.rdb, t.stream, t.known, 0, own)
 			if err != nil {
 				return err
 			}
@@ -65,6 +66,35 @@ func (s *shard) resync(ctx context.Context, b *batch) error {
 		s.relay.log.Info(ctx, "going on above rows that Postgres lost", "shard", s.number, "batch", s.above)
 		return nil
 	})
+}
+
+// wasPublished reports whether a stream that is ahead has all rows of the batch, which then was published before Postgres lost
+// what came after it, and is done. The next batch holds every row that Postgres still has and that no batch had; what became of
+// these in Redis can only be told with all of them in hand.
+func (s *shard) wasPublished(ctx context.Context, b *batch, t *target) (done bool, err error) {
+	err = s.insist(ctx, "looking for what Postgres lost failed", func() error {
+		own, last := map[int64]string{}, t.known
+		err := s.eachPage(ctx, b, 0, func(p *page) error {
+			for i := range p.rows {
+				w := &p.rows[i]
+				pos := stream.Position{Batch: b.number, Row: w.id}
+				if (place{w.topic, w.partition}) == t.place && !s.aside.rows[w.id] && pos.Compare(t.known) > 0 {
+					own[w.id], last = strings.Clone(w.event.ID), pos
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		_, present, err := entriesBehind(ctx, s.relay.rdb, t.stream, t.known, b.number, own)
+		if done = err == nil && len(present) == len(own); done {
+			t.known = last
+			s.touch(t)
+		}
+		return err
+	})
+	return done, err
 }
 
 // reasonResync marks rows that come again in the next batch.
@@ -88,7 +118,8 @@ SELECT DISTINCT shard FROM {schema}.outbox_failed WHERE shard = ANY ($1::smallin
 	// Of a parked key all rows come, in their order, also those that were parked after somebody asked.
 	freezeRetrySQL = `
 WITH owner AS (
-	SELECT shard FROM {schema}.relay_lease WHERE shard = $1::smallint AND epoch = $2::bigint
+	SELECT shard FROM {schema}.relay_lease
+	WHERE shard = $1::smallint AND epoch = $2::bigint AND $8::timestamptz = pg_postmaster_start_time()
 ), frozen AS (
 	INSERT INTO {schema}.relay_batch (shard, batch, tag, snap_from, snap_to, prev, complete, retry)
 	SELECT shard, $3::bigint, $4::text, $5::pg_snapshot, $5::pg_snapshot, $6::jsonb, $7::boolean, true FROM owner
@@ -123,7 +154,7 @@ func (r *Relay) freezeRetries(ctx context.Context, idle []*shard) (done []*shard
 		f := s.next()
 		b := batch{number: f.number, tag: f.tag, from: f.from, to: f.from, prev: f.prev, complete: f.complete, retry: true}
 		var frozen int
-		err := r.db.QueryRow(ctx, freezeRetrySQL, s.number, s.lease.epoch, f.number, f.tag, f.from.text, f.prevJSON(), f.complete).Scan(&frozen)
+		err := r.db.QueryRow(ctx, freezeRetrySQL, s.number, s.lease.epoch, f.number, f.tag, f.from.text, f.prevJSON(), f.complete, s.server).Scan(&frozen)
 		if err != nil || frozen == 0 {
 			b = batch{} // the lease is lost, or it was frozen and the reply is lost: the log tells
 		}

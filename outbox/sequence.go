@@ -59,7 +59,7 @@ func (r *Relay) sequence(ctx context.Context) {
 // rows of the batch before it are then no longer needed to know that, and may be dropped.
 const restAfter = time.Minute
 
-const probeSQL = `SELECT pg_current_snapshot()::text, {schema}.relay_probe($1::smallint[], $2::text[])`
+const probeSQL = `SELECT pg_current_snapshot()::text, {schema}.relay_probe($1::smallint[], $2::text[]), pg_postmaster_start_time()`
 
 // freezeReady does one round: the idle shards that have rows get a batch to publish and leave the list.
 func (r *Relay) freezeReady(ctx context.Context, idle *[]*shard) (int, error) {
@@ -77,13 +77,23 @@ func (r *Relay) freezeReady(ctx context.Context, idle *[]*shard) (int, error) {
 	}
 	var at string
 	var found []int16
-	if err := r.db.QueryRow(ctx, probeSQL, numbersOf(*idle), bases).Scan(&at, &found); err != nil {
+	var server time.Time
+	if err := r.db.QueryRow(ctx, probeSQL, numbersOf(*idle), bases).Scan(&at, &found, &server); err != nil {
 		return 0, fmt.Errorf("probe: %w", err)
 	}
 	present, err := parseSnapshot(at)
 	if err != nil {
 		return 0, fmt.Errorf("probe: %w", err)
 	}
+	// The server was started anew, or another one has taken its place: it may be an older one. What is known of
+	// transactions that it lacks would hide others, which have their numbers. The log tells where the shards stand.
+	*idle = slices.DeleteFunc(*idle, func(s *shard) bool {
+		if s.server.Equal(server) {
+			return false
+		}
+		s.work <- batch{}
+		return true
+	})
 	var batches []frozen
 	for _, s := range *idle {
 		switch {

@@ -27,6 +27,7 @@ type shard struct {
 	done chan struct{}
 	work chan batch // from sequence: what to publish; without a number, look into the log
 
+	server  time.Time          // when the server started whose log was read: what is known holds for no other
 	last    batch              // the last batch that was frozen
 	base    snapshot           // no rows lie between last's end and this
 	since   int                // batches since one that holds all positions
@@ -134,6 +135,9 @@ func (s *shard) takeOver(ctx context.Context) error {
 		}
 		if err = s.loadAside(ctx); err != nil {
 			return err
+		}
+		if err = s.relay.db.QueryRow(ctx, `SELECT pg_postmaster_start_time()`).Scan(&s.server); err != nil {
+			return fmt.Errorf("look at the server: %w", err)
 		}
 		c, err = s.relay.loadChain(ctx, s.number)
 		return err

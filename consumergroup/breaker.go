@@ -73,6 +73,13 @@ func (b *breaker) leave(probe bool) {
 	}
 }
 
+// closed reports whether nothing is known to be away.
+func (b *breaker) closed() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.streak == 0
+}
+
 // wait waits until the breaker is closed, or may be probed.
 func (b *breaker) wait(ctx context.Context) bool {
 	for ctx.Err() == nil {

@@ -59,7 +59,8 @@ type Consumer struct {
 
 	// alone is held for writing while an entry is handled with nothing else in hand, and
 	// for reading from a read until its entries are with the workers.
-	alone sync.RWMutex
+	alone     sync.RWMutex
+	wantAlone atomic.Int32 // who waits for it, or has it: no read begins before the last is with the workers
 
 	breaker   breaker
 	unhandled sync.Map // event types that were logged

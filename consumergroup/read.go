@@ -3,6 +3,7 @@ package consumergroup
 import (
 	"context"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	"github.com/streamkeel/streamkeel/internal/redisx"
@@ -38,28 +39,33 @@ type reader struct {
 	active int // lanes that had entries in the last read
 
 	dry bool // the last read found nothing
+
+	fast    atomic.Bool  // the workers keep up with full reads: the next may begin before the last is decoded
+	ahead   *fetch       // the next read, where it has begun
+	fetches atomic.Int32 // that have begun, and whose entries are not in hand yet
 }
 
 // readers returns what reads the consumer's lanes: one read serves all of them on a
 // standalone server, and one each slot on a Cluster.
 func (c *Consumer) readers() []*reader {
 	block := min(redisx.BlockFor(c.rdb), maxReadBlock).Milliseconds()
-	one := reader{c: c, block: block, most: maxRead, size: min(c.cfg.Concurrency, maxRead), active: 1}
+	most := maxRead
 	if c.cfg.Ordered {
-		one.most = maxReadOrdered
+		most = maxReadOrdered
+	}
+	newReader := func(lanes []*lane) *reader {
+		return &reader{c: c, lanes: lanes, block: block, most: most, size: min(c.cfg.Concurrency, maxRead), active: 1}
 	}
 	var all []*reader
+	var lanes []*lane
 	for _, p := range c.partitions {
+		lanes = append(lanes, p.lanes[:]...)
 		if redisx.IsCluster(c.rdb) {
-			each := one
-			each.lanes = p.lanes[:]
-			all = append(all, &each)
-			continue
+			all, lanes = append(all, newReader(lanes)), nil
 		}
-		one.lanes = append(one.lanes, p.lanes[:]...)
 	}
 	if all == nil {
-		all = append(all, &one)
+		all = append(all, newReader(lanes))
 	}
 	return all
 }
@@ -68,8 +74,8 @@ func (c *Consumer) readers() []*reader {
 // handled here, one by one, with nothing else in hand.
 func (r *reader) run(ctx, workCtx, endCtx context.Context) {
 	backoff := minBackoff
-	for ctx.Err() == nil {
-		if !r.c.breaker.wait(ctx) {
+	for ctx.Err() == nil || r.ahead != nil {
+		if r.ahead == nil && !r.c.breaker.wait(ctx) {
 			return
 		}
 		suspects, err := r.round(ctx)
@@ -87,6 +93,11 @@ func (r *reader) run(ctx, workCtx, endCtx context.Context) {
 			backoff = min(2*backoff, maxBackoff)
 		}
 		if len(suspects) > 0 {
+			r.fast.Store(false)
+			for r.ahead != nil { // nothing else is to be in hand
+				more, _ := r.round(ctx) // what failed is read again
+				suspects = append(suspects, more...)
+			}
 			r.handleAlone(ctx, workCtx, endCtx, suspects)
 		}
 	}
@@ -98,24 +109,40 @@ func (r *reader) round(ctx context.Context) (suspects []*delivery, err error) {
 	if r.c.cfg.Ordered {
 		return nil, r.roundOrdered(ctx)
 	}
-	r.c.alone.RLock()
-	defer r.c.alone.RUnlock()
-	lanes := r.usable()
-	if len(lanes) == 0 {
-		redisx.Pause(ctx, maxReadBlock)
-		return nil, nil
+	next := r.ahead
+	if r.ahead = nil; next == nil {
+		r.c.alone.RLock()
 	}
-	waited := r.waitForRoom(ctx)
-	reserved, err := r.reserve(ctx)
-	if err != nil || reserved == 0 {
-		return nil, err
+	defer func() {
+		if r.ahead == nil {
+			r.c.alone.RUnlock()
+		}
+	}()
+	var ds []*delivery
+	var waited time.Duration
+	reserved := 0
+	if next != nil {
+		b, fetchErr := r.finish(ctx, next)
+		ds, err = b.all(), fetchErr
+		waited = r.waitForRoom(ctx)
+	} else {
+		lanes := r.usable()
+		if len(lanes) == 0 {
+			redisx.Pause(ctx, maxReadBlock)
+			return nil, nil
+		}
+		waited = r.waitForRoom(ctx)
+		if reserved, err = r.reserve(ctx); err != nil || reserved == 0 {
+			return nil, err
+		}
+		ds, err = r.readShares(ctx, lanes, reserved)
 	}
-	ds, err := r.readShares(ctx, lanes, reserved)
 	r.dry = len(ds) == 0
 	if limitErr := r.c.limiter.correct(ctx, len(ds)-reserved); limitErr != nil {
 		r.c.log.Error(ctx, "rate limit not known", "", limitErr)
 	}
 	if r.dry {
+		r.fast.Store(false)
 		return nil, err
 	}
 	lanesSeen := map[*lane]bool{}
@@ -164,12 +191,17 @@ func (r *reader) readShares(ctx context.Context, lanes []*lane, n int) (ds []*de
 	return b.all(), err
 }
 
+// hasRoom reports whether the workers have taken most of what a read of that size gave.
+func (r *reader) hasRoom(size int) bool {
+	return len(r.c.work) < max(1, size/2) && (r.c.lines == nil || r.c.hand.count.Load() < 2*maxRead)
+}
+
 // waitForRoom waits until the workers have taken most of what was read before, and
 // returns for how long.
 func (r *reader) waitForRoom(ctx context.Context) time.Duration {
 	const lookAgain = 5 * time.Millisecond // another reader may have taken the signal
 	began := time.Now()
-	for (len(r.c.work) >= max(1, r.size/2) || r.c.lines != nil && r.c.hand.count.Load() >= 2*maxRead) && ctx.Err() == nil {
+	for !r.hasRoom(r.size) && ctx.Err() == nil {
 		timer := time.NewTimer(lookAgain)
 		select {
 		case <-r.c.room:
@@ -186,6 +218,7 @@ func (r *reader) waitForRoom(ctx context.Context) time.Duration {
 // consumers; fast ones are fed in bulk.
 func (r *reader) adapt(n int, waited time.Duration, lanes int) {
 	r.active = lanes
+	r.fast.Store(n >= r.size*3/4 && waited < time.Millisecond && r.c.cfg.Weights == nil && r.c.limiter == nil)
 	switch {
 	case waited > 50*time.Millisecond:
 		r.size = max(r.size/2, min(r.c.cfg.Concurrency, maxRead))
@@ -212,9 +245,26 @@ func (c *Consumer) push(ctx context.Context, d *delivery) bool {
 	}
 }
 
+// fetch is a read on its way, and the acks that ride with it.
+type fetch struct {
+	count int // entries that it asks for of each stream
+	size  int // and in all
+	cmd   redisx.RawCmd
+	acks  []ackCmd
+	sent  chan struct{} // closed when the round trip is over
+	next  *fetch        // the read that began when the reply to this one did
+}
+
 // read sends the acks that are ready and reads, in one round trip. It returns nil where
 // nothing came.
 func (r *reader) read(ctx context.Context, lanes []*lane, count int, blockMs int64) (*batch, error) {
+	f := r.fetch(ctx, lanes, count, r.size, blockMs)
+	f.send(ctx, r.c)
+	return r.finish(ctx, f)
+}
+
+// fetch makes a read that takes along what is ready to be acked.
+func (r *reader) fetch(ctx context.Context, lanes []*lane, count, size int, blockMs int64) *fetch {
 	args := make([]any, 0, 9+2*len(lanes))
 	args = append(args, "xreadgroup", "group", r.c.cfg.Group, r.c.name, "count", count)
 	if blockMs > 0 {
@@ -227,26 +277,55 @@ func (r *reader) read(ctx context.Context, lanes []*lane, count int, blockMs int
 	for range lanes {
 		args = append(args, ">")
 	}
-	cmd := redisx.NewRaw(ctx, args...)
-	acks := r.c.ackCmds(ctx, lanes, 0)
-	if len(acks) == 0 {
-		_ = r.c.rdb.Process(ctx, cmd) // the error is in cmd
-	} else {
-		pipe := r.c.rdb.Pipeline()
-		for _, a := range acks {
-			_ = pipe.Process(ctx, a.cmd) // only queues
-		}
-		_ = pipe.Process(ctx, cmd)
-		_, _ = pipe.Exec(ctx) // each command has its own error
-		for _, a := range acks {
-			r.c.acked(ctx, a.lane, a.deliveries, a.reply)
-		}
+	f := &fetch{count: count, size: size, acks: r.c.ackCmds(ctx, lanes, 0), sent: make(chan struct{})}
+	f.cmd = redisx.NewRawThen(ctx, func() { f.next = r.readAhead(ctx, f) }, args...)
+	r.fetches.Add(1)
+	return f
+}
+
+// readAhead begins the next read, where the workers are fast: the server works while the
+// reply to f is read and decoded. The server has carried f out, so the order stays.
+func (r *reader) readAhead(ctx context.Context, f *fetch) *fetch {
+	if !r.fast.Load() || r.fetches.Load() > 1 || ctx.Err() != nil || !r.hasRoom(f.size) || r.c.wantAlone.Load() > 0 || !r.c.breaker.closed() {
+		return nil
 	}
-	reply, err := cmd.Reply(ctx, r.c.rdb)
+	lanes := r.usable()
+	if len(lanes) == 0 {
+		return nil
+	}
+	next := r.fetch(ctx, lanes, f.count, f.size, r.block)
+	go next.send(ctx, r.c) // finish waits for it
+	return next
+}
+
+func (f *fetch) send(ctx context.Context, c *Consumer) {
+	defer close(f.sent)
+	if len(f.acks) == 0 {
+		_ = c.rdb.Process(ctx, f.cmd) // the error is in cmd
+		return
+	}
+	pipe := c.rdb.Pipeline()
+	for _, a := range f.acks {
+		_ = pipe.Process(ctx, a.cmd) // only queues
+	}
+	_ = pipe.Process(ctx, f.cmd)
+	_, _ = pipe.Exec(ctx) // each command has its own error
+	for _, a := range f.acks {
+		c.acked(ctx, a.lane, a.deliveries, a.reply)
+	}
+}
+
+// finish waits for a read and brings what it found in hand.
+func (r *reader) finish(ctx context.Context, f *fetch) (*batch, error) {
+	<-f.sent
+	defer r.fetches.Add(-1)
+	r.ahead = f.next
+	reply, err := f.cmd.Reply(ctx, r.c.rdb)
 	if redisx.IsNil(err) {
 		return nil, nil
 	}
 	if err != nil {
+		r.fast.Store(false)
 		return nil, err
 	}
 	defer reply.Free()
@@ -325,6 +404,8 @@ func (r *reader) findBroken(ctx context.Context, err error) {
 // the retry stream, and are read again one by one.
 func (r *reader) handleAlone(ctx, workCtx, endCtx context.Context, suspects []*delivery) {
 	c := r.c
+	c.wantAlone.Add(1)
+	defer c.wantAlone.Add(-1)
 	c.alone.Lock()
 	defer c.alone.Unlock()
 	c.release(endCtx, suspects[1:])

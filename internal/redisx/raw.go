@@ -26,6 +26,13 @@ func NewRaw(ctx context.Context, args ...any) RawCmd {
 	return RawCmd{redis.NewRawWriteToCmd(ctx, buf, args...), buf}
 }
 
+// NewRawThen is NewRaw, and calls then when the reply begins to come.
+func NewRawThen(ctx context.Context, then func(), args ...any) RawCmd {
+	cmd := NewRaw(ctx, args...)
+	cmd.buf.then = then
+	return cmd
+}
+
 // Raw sends the command and returns its reply. A nil reply is redis.Nil.
 func Raw(ctx context.Context, rdb redis.UniversalClient, args ...any) (Reply, error) {
 	cmd := NewRaw(ctx, args...)
@@ -41,9 +48,16 @@ const maxKept = 4 << 20 // bytes of a buffer that is kept
 
 // buffer collects a reply. It is an io.ReaderFrom so that a string goes straight from
 // the connection's buffer into its place.
-type buffer struct{ b []byte }
+type buffer struct {
+	b    []byte
+	then func() // to be called with the first bytes
+}
 
 func (w *buffer) Write(p []byte) (int, error) {
+	if then := w.then; then != nil { // a reply begins with its header, which is written
+		w.then = nil
+		then()
+	}
 	w.b = append(w.b, p...)
 	return len(p), nil
 }

@@ -3,6 +3,7 @@ package consumergroup
 import (
 	"context"
 	"math/rand/v2"
+	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -158,6 +159,9 @@ func (r *reader) round(ctx context.Context) (suspects []*delivery, err error) {
 		}
 	}
 	r.adapt(len(ds), waited, len(lanesSeen))
+	if !r.fast.Load() {
+		runtime.Gosched() // the handlers first: they wait for the entries, and the next read takes their acks
+	}
 	return suspects, err
 }
 
@@ -334,7 +338,8 @@ func (r *reader) finish(ctx context.Context, f *fetch) (*batch, error) {
 
 // take brings the entries of a read in hand.
 func (c *Consumer) take(reply *redisx.Reply) (*batch, error) {
-	b := &batch{deliveries: make([]delivery, 0, maxRead)}
+	const small = 256 // bytes of an entry, about
+	b := &batch{deliveries: make([]delivery, 0, min(reply.Len()/small+1, maxRead))}
 	now := time.Now()
 	err := stream.DecodeEntries(reply, func(en stream.Entry, _ bool) error {
 		l := c.lanes[en.Stream]

@@ -114,11 +114,13 @@ func NewReclaimer(rdb redis.UniversalClient, limits Limits, reach *Reach) (*Recl
 
 // Bounds of a sweep's steps: what one call looks at, to how few entries a call shrinks
 // when calls time out, and the part of a call's time that the sweep pauses after one that
-// moved something, so that the server never works for the sweep alone.
+// moved something, so that the server never works for the sweep alone. Pauses are saved up: shorter ones than
+// a timer can tell would become longer.
 const (
 	sweepExamine  = 200
 	sweepFewest   = callEntries / 8
 	sweepPauseFor = 5
+	sweepPause    = 2 * time.Millisecond
 )
 
 // Sweep goes once through the pending lists of the group, of the topic's stream and of
@@ -139,6 +141,7 @@ func (r *Reclaimer) SweepOrdered(ctx context.Context, k Keys, fn func(Reclaimed)
 
 func (r *Reclaimer) sweep(ctx context.Context, k Keys, ordered bool, fn func(Reclaimed)) error {
 	most := callEntries
+	var owed time.Duration
 	for _, from := range []string{k.Stream, k.Retry} {
 		cursor := "-"
 		for cursor != "" {
@@ -161,8 +164,11 @@ func (r *Reclaimer) sweep(ctx context.Context, k Keys, ordered bool, fn func(Rec
 				fn(one)
 			}
 			cursor = next
-			if cursor != "" && len(taken) > 0 && !redisx.Pause(ctx, time.Since(began)/sweepPauseFor) {
-				return ctx.Err()
+			if owed += time.Since(began) / sweepPauseFor; cursor != "" && len(taken) > 0 && owed >= sweepPause {
+				if !redisx.Pause(ctx, owed) {
+					return ctx.Err()
+				}
+				owed = 0
 			}
 		}
 	}

@@ -15,6 +15,9 @@ type Reply struct {
 	buf *buffer // where b came from, or nil
 }
 
+// Len returns how many bytes the whole reply has.
+func (r *Reply) Len() int { return len(r.b) }
+
 // Free gives the reply's memory back for another one. The reply, and what shares memory
 // with it, must not be used afterwards. Not calling it costs memory for a while, no more.
 func (r *Reply) Free() {

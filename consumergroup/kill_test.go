@@ -30,8 +30,8 @@ const (
 
 func TestMain(m *testing.M) {
 	if url := os.Getenv(childRedis); url != "" {
-		if os.Getenv(childOrdered) != "" {
-			orderedChild(url)
+		if os.Getenv(childKind) != "" {
+			crewChild(url)
 		} else {
 			child(url)
 		}

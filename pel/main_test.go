@@ -1,6 +1,7 @@
 package pel_test
 
 import (
+	"flag"
 	"testing"
 	"time"
 
@@ -13,7 +14,19 @@ import (
 	"github.com/streamkeel/streamkeel/stream"
 )
 
-func TestMain(m *testing.M) { testenv.Main(m) }
+// The models run 40 histories of some 50 steps, 200 in their long form.
+func TestMain(m *testing.M) {
+	checks := "40"
+	if testenv.IsLong() {
+		checks = "200"
+	}
+	for name, value := range map[string]string{"rapid.checks": checks, "rapid.steps": "50"} {
+		if err := flag.Set(name, value); err != nil {
+			panic(err)
+		}
+	}
+	testenv.Main(m)
+}
 
 // fixture is one partition with one group.
 type fixture struct {

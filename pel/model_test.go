@@ -26,6 +26,7 @@ const (
 	retry   where = "retry"
 	dead    where = "dead"
 	done    where = "done"
+	lost    where = "lost" // it was trimmed while it was pending, and a letter without a body tells of it
 )
 
 // inHand is an entry that a consumer once read. It may have lost it since.
@@ -33,6 +34,7 @@ type inHand struct {
 	consumer string
 	entry    stream.Entry
 	carried  pel.Carried
+	settled  bool // its consumer settled it, whatever came of it
 }
 
 // history is one run of the model beside a real group.
@@ -42,46 +44,62 @@ type history struct {
 	rdb     *redis.Client
 	keys    pel.Keys
 	reclaim *pel.Reclaimer
-	at      map[string]where  // by event
-	owner   map[string]inHand // what is pending, by event
-	hands   []inHand          // everything that was ever read
-	aged    map[string]bool   // pending events whose consumer is silent
+	letters *dlq.Queue
+	at      map[string]where   // by event
+	owner   map[string]*inHand // what is pending, by event
+	hands   []*inHand          // everything that was ever read
+	aged    map[string]bool    // pending events whose consumer is silent
+	trimmed map[string]bool    // events that are gone from the topic's stream
+	remains int                // letters without a body
 }
 
 const maxDeliveries = 3
 
-// TestEveryEventIsInExactlyOnePlace runs histories of reads, settlements, deaths and sweeps:
-// 100 of them, more with -rapid.checks.
+// TestEveryEventIsInExactlyOnePlace runs histories of reads, settlements, heartbeats, deaths,
+// sweeps, foreign trims and redrives.
 func TestEveryEventIsInExactlyOnePlace(t *testing.T) {
 	t.Parallel()
 	rdb := testenv.Redis(t)
 	namespace := testenv.Namespace(t)
-	reach := pel.NewReach(rdb, time.Hour)
-	require.NoError(t, reach.Look(t.Context(), namespace))
-	require.Eventually(t, func() bool { return reach.Since(namespace) > pel.MinMinIdle }, 30*time.Second, 10*time.Millisecond)
+	reach := reached(t, rdb, namespace)
+	topic := stream.Topic{Name: "orders", Namespace: namespace, Stream: namespace}
 	n := 0
 	rapid.Check(t, func(rt *rapid.T) {
 		n++
 		h := &history{
 			t: rt, ctx: t.Context(), rdb: rdb, keys: pel.KeysOf(namespace, "g"+stream.ID{Ms: uint64(n)}.String()),
-			at: map[string]where{}, owner: map[string]inHand{}, aged: map[string]bool{},
+			at: map[string]where{}, owner: map[string]*inHand{}, aged: map[string]bool{}, trimmed: map[string]bool{},
 		}
 		require.NoError(rt, rdb.Del(h.ctx, namespace).Err())
 		_, err := pel.Ensure(h.ctx, rdb, h.keys, "0")
 		require.NoError(rt, err)
 		h.reclaim, err = pel.NewReclaimer(rdb, pel.Limits{MinIdle: pel.MinMinIdle, MaxDeliveries: maxDeliveries}, reach)
 		require.NoError(rt, err)
+		h.letters, err = dlq.Open(rdb, topic, h.keys.Group)
+		require.NoError(rt, err)
 		rt.Repeat(map[string]func(*rapid.T){
 			"publish": func(*rapid.T) { h.publish() },
 			"read":    func(rt *rapid.T) { h.read(rt, h.keys.Stream) },
 			"retry":   func(rt *rapid.T) { h.read(rt, h.keys.Retry) },
 			"settle":  h.settle,
+			"extend":  h.extend,
+			"trim":    h.trim,
+			"redrive": h.redrive,
 			"die":     h.die,
 			"sweep":   func(*rapid.T) { h.sweep() },
 			"due":     func(*rapid.T) { h.moveDue() },
 			"":        func(*rapid.T) { h.check() },
 		})
+		h.checkContents()
 	})
+}
+
+// reached returns a reach that has seen the server for long enough to sweep.
+func reached(t *testing.T, rdb *redis.Client, key string) *pel.Reach {
+	reach := pel.NewReach(rdb, time.Hour)
+	require.NoError(t, reach.Look(t.Context(), key))
+	require.Eventually(t, func() bool { return reach.Since(key) > pel.MinMinIdle }, 30*time.Second, 10*time.Millisecond)
+	return reach
 }
 
 func (h *history) publish() {
@@ -105,23 +123,38 @@ func (h *history) read(rt *rapid.T, key string) {
 		require.Equal(h.t, want, h.at[en.Event.ID])
 		carried := pel.CarriedBy(&en, key == h.keys.Retry)
 		carried.Deliveries++
-		hand := inHand{consumer, en, carried}
+		hand := &inHand{consumer: consumer, entry: en, carried: carried}
 		h.at[en.Event.ID], h.owner[en.Event.ID] = pending, hand
 		h.hands = append(h.hands, hand)
 		return nil
 	}))
 }
 
-// settle settles something that was ever read, however it was; only its owner may.
-func (h *history) settle(rt *rapid.T) {
+// any draws something that was ever read.
+func (h *history) any(rt *rapid.T) (hand *inHand, id string, mine bool) {
 	if len(h.hands) == 0 {
 		rt.Skip()
 	}
-	hand := rapid.SampledFrom(h.hands).Draw(rt, "hand")
+	hand = rapid.SampledFrom(h.hands).Draw(rt, "hand")
+	id = hand.entry.Event.ID
+	return hand, id, h.at[id] == pending && h.owner[id] == hand
+}
+
+// gone reports whether the entry of a delivery was trimmed.
+func (h *history) gone(hand *inHand) bool {
+	return hand.entry.Stream == h.keys.Stream && h.trimmed[hand.entry.Event.ID]
+}
+
+// settle settles something that was ever read, however it was; only its owner may, or, once
+// it was trimmed and is nobody's, who has the last copy.
+func (h *history) settle(rt *rapid.T) {
+	hand, id, mine := h.any(rt)
+	if hand.settled && h.gone(hand) {
+		rt.Skip() // a consumer settles what it has in hand, once
+	}
 	outcome := rapid.SampledFrom([]pel.Outcome{"ack", pel.Retry, pel.DeadLetter, pel.Release}).Draw(rt, "outcome")
 	repeated := rapid.Bool().Draw(rt, "repeated")
-	id := hand.entry.Event.ID
-	mine := h.at[id] == pending && h.owner[id].entry.ID == hand.entry.ID && h.owner[id].entry.Stream == hand.entry.Stream
+	hand.settled = true
 	settler := pel.NewSettler(h.rdb, h.keys, hand.consumer)
 	if outcome == "ack" {
 		if hand.entry.Stream == h.keys.Retry {
@@ -140,6 +173,9 @@ func (h *history) settle(rt *rapid.T) {
 	st := pel.Settlement{Entry: hand.entry, Outcome: outcome, Carried: hand.carried, Reason: dlq.ReasonPermanent}
 	statuses, err := settler.Settle(h.ctx, repeated, st)
 	require.NoError(h.t, err)
+	if !mine && h.at[id] == lost && h.gone(hand) {
+		mine = true
+	}
 	if !mine {
 		require.NotEqual(h.t, pel.Settled, statuses[0], "%s of what is %s was carried out", outcome, h.at[id])
 		return
@@ -158,7 +194,7 @@ func (h *history) move(id string, to where) {
 func (h *history) die(rt *rapid.T) {
 	var ids []string
 	for _, hand := range h.hands {
-		if id := hand.entry.Event.ID; h.at[id] == pending && h.owner[id].entry.ID == hand.entry.ID {
+		if id := hand.entry.Event.ID; h.at[id] == pending && h.owner[id] == hand {
 			ids = append(ids, id)
 		}
 	}
@@ -167,20 +203,86 @@ func (h *history) die(rt *rapid.T) {
 	}
 	id := rapid.SampledFrom(ids).Draw(rt, "event")
 	hand := h.owner[id]
+	if h.gone(hand) { // XCLAIM would purge it
+		rt.Skip()
+	}
 	require.NoError(h.t, h.rdb.Do(h.ctx, "xclaim", hand.entry.Stream, h.keys.Group, hand.consumer, 0, hand.entry.ID.String(), "idle", 3_600_000, "justid").Err())
 	h.aged[id] = true
 }
 
+// extend tells that the consumer of something that was ever read lives.
+func (h *history) extend(rt *rapid.T) {
+	hand, id, mine := h.any(rt)
+	held, err := pel.NewSettler(h.rdb, h.keys, hand.consumer).Extend(h.ctx, hand.entry.Stream, []stream.ID{hand.entry.ID})
+	require.NoError(h.t, err)
+	switch {
+	case mine && h.gone(hand):
+		require.Equal(h.t, pel.HeldGone, held[0])
+	case mine:
+		require.Equal(h.t, pel.HeldExtended, held[0])
+		delete(h.aged, id)
+	default:
+		require.NotEqual(h.t, pel.HeldExtended, held[0], "%s is %s", id, h.at[id])
+	}
+}
+
+// trim takes the entry of a pending event from the topic's stream, as a foreign XTRIM would.
+func (h *history) trim(rt *rapid.T) {
+	hand, id, mine := h.any(rt)
+	if !mine || hand.entry.Stream != h.keys.Stream {
+		rt.Skip()
+	}
+	require.NoError(h.t, h.rdb.XDel(h.ctx, h.keys.Stream, hand.entry.ID.String()).Err())
+	h.trimmed[id] = true
+}
+
+// redrive gives one letter back, or all.
+func (h *history) redrive(rt *rapid.T) {
+	page, err := h.letters.List(h.ctx, dlq.Filter{}, "", 1000)
+	require.NoError(h.t, err)
+	if len(page.Letters) == 0 {
+		rt.Skip()
+	}
+	how := dlq.Redrive{MaxRedrives: 1000, KeepAttempts: rapid.Bool().Draw(rt, "keep")}
+	if !rapid.Bool().Draw(rt, "all") {
+		page.Letters = page.Letters[:1]
+		how.Letters = []dlq.Ref{{Partition: page.Letters[0].Partition, ID: page.Letters[0].ID}}
+	}
+	_, err = h.letters.RedriveAll(h.ctx, how)
+	for _, l := range page.Letters {
+		if l.Reason == dlq.ReasonTrimmed {
+			require.True(h.t, how.Letters == nil || err != nil, "a letter without a body went back")
+			continue
+		}
+		require.NoError(h.t, err)
+		require.Equal(h.t, dead, h.at[l.Entry.Event.ID])
+		h.at[l.Entry.Event.ID] = retry
+	}
+}
+
+// sweep is what the reclaimer does, right after the living have told that they live: a
+// history takes longer than MinIdle.
 func (h *history) sweep() {
+	for id, hand := range h.owner {
+		if h.at[id] == pending && !h.aged[id] {
+			_, err := pel.NewSettler(h.rdb, h.keys, hand.consumer).Extend(h.ctx, hand.entry.Stream, []stream.ID{hand.entry.ID})
+			require.NoError(h.t, err)
+		}
+	}
 	require.NoError(h.t, h.reclaim.Sweep(h.ctx, h.keys, func(r pel.Reclaimed) {
 		for id, hand := range h.owner {
 			if hand.entry.ID != r.ID || hand.entry.Stream != r.Stream {
 				continue
 			}
-			require.True(h.t, h.aged[id], "a living consumer's entry was taken")
+			require.True(h.t, h.aged[id] || h.gone(hand), "a living consumer's entry was taken")
 			require.Equal(h.t, hand.carried.Deliveries, r.Deliveries)
 			to := retry
-			if r.Deliveries >= maxDeliveries {
+			switch {
+			case r.Fate == pel.FateTrimmed:
+				require.True(h.t, h.gone(hand))
+				to = lost
+				h.remains++
+			case r.Deliveries >= maxDeliveries:
 				to = dead
 			}
 			h.move(id, to)
@@ -216,9 +318,39 @@ func (h *history) check() {
 	got := totals[0]
 	require.EqualValues(h.t, want[pending], got.Pending)
 	require.EqualValues(h.t, want[due], got.Due)
-	require.EqualValues(h.t, want[dead], got.Letters)
+	require.EqualValues(h.t, want[dead]+h.remains, got.Letters)
 	require.EqualValues(h.t, int64(want[retry])+pendingIn[h.keys.Retry], got.Retry)
 	if got.LagKnown {
 		require.EqualValues(h.t, want[unread], got.Lag)
 	}
+}
+
+// checkContents compares which events the model and Redis have in each place.
+func (h *history) checkContents() {
+	got := map[where][]string{}
+	for l, err := range h.letters.All(h.ctx, dlq.Filter{}) {
+		require.NoError(h.t, err)
+		if l.Reason != dlq.ReasonTrimmed {
+			got[dead] = append(got[dead], l.Entry.Event.ID)
+		}
+	}
+	reply, err := redisx.Raw(h.ctx, h.rdb, "xread", "streams", h.keys.Retry, "0")
+	if !redisx.IsNil(err) {
+		require.NoError(h.t, err)
+		require.NoError(h.t, stream.DecodeEntries(&reply, func(en stream.Entry, _ bool) error {
+			got[retry] = append(got[retry], en.Event.ID)
+			return nil
+		}))
+	}
+	want := map[where][]string{}
+	for id, at := range h.at {
+		switch {
+		case at == dead:
+			want[dead] = append(want[dead], id)
+		case at == retry, at == pending && h.owner[id].entry.Stream == h.keys.Retry:
+			want[retry] = append(want[retry], id)
+		}
+	}
+	require.ElementsMatch(h.t, want[dead], got[dead])
+	require.ElementsMatch(h.t, want[retry], got[retry])
 }

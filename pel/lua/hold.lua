@@ -36,7 +36,7 @@ if outcome == 'dead' then
     if repeated then
       for _, letter in ipairs(redis.call('XREVRANGE', dead, '+', '-', 'COUNT', 100)) do
         local _, other = split(letter[2])
-        if other.origin == book.origin then
+        if other.origin == book.origin and other.reason ~= 'trimmed' then -- without a body
           return 'done'
         end
       end

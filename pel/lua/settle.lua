@@ -20,7 +20,7 @@ local function standing(outcome, member, origin)
   end
   for _, letter in ipairs(redis.call('XREVRANGE', outcome == 'dead' and dead or retry, '+', '-', 'COUNT', 100)) do
     local _, book = split(letter[2])
-    if book.origin == origin then
+    if book.origin == origin and book.reason ~= 'trimmed' then -- a sweep's, without a body
       return true
     end
   end

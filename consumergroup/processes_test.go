@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"os/signal"
 	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -26,13 +25,19 @@ import (
 	"github.com/streamkeel/streamkeel/stream"
 )
 
-// The worker process of the ordered group: childOrdered makes one of the test binary.
-const childOrdered = "CONSUMERGROUP_TEST_CHILD_ORDERED"
+// The worker process of a group that processes are killed of: childKind makes one of the test
+// binary, and says of which kind its group is.
+const childKind = "CONSUMERGROUP_TEST_CHILD_KIND"
 
-const (
-	orderedMinIdle = 1500 * time.Millisecond
-	orderedDeaths  = 3 // MaxDeliveries
-)
+const crewMinIdle = 1500 * time.Millisecond
+
+// crewDeaths is MaxDeliveries: more than the kills of a run are likely to hit an innocent event.
+func crewDeaths() int {
+	if testenv.IsLong() {
+		return 6
+	}
+	return 3
+}
 
 // What an event does, by its number.
 func fails(n int) bool   { return n%20 == 7 }     // its first attempt
@@ -59,8 +64,8 @@ type line struct {
 	OK      bool   `json:"ok"`
 }
 
-// orderedChild consumes until it is told to stop.
-func orderedChild(url string) {
+// crewChild consumes until it is told to stop.
+func crewChild(url string) {
 	opts, err := redis.ParseURL(url)
 	if err != nil {
 		panic(err)
@@ -90,9 +95,10 @@ func orderedChild(url string) {
 		return nil
 	})
 	c, err := consumergroup.New(rdb, consumergroup.Config{
-		Topics: []stream.Topic{topic}, Group: "billing", Handler: mux, Concurrency: 8, Ordered: true,
-		Limits: pel.Limits{MinIdle: orderedMinIdle, MaxDeliveries: orderedDeaths},
-		Retry:  consumergroup.Policy{MaxAttempts: 2, MinBackoff: time.Millisecond, MaxBackoff: 20 * time.Millisecond},
+		Topics: []stream.Topic{topic}, Group: "billing", Handler: mux, Concurrency: 8,
+		Ordered: os.Getenv(childKind) == string(stream.GroupOrdered),
+		Limits:  pel.Limits{MinIdle: crewMinIdle, MaxDeliveries: crewDeaths()},
+		Retry:   consumergroup.Policy{MaxAttempts: 2, MinBackoff: time.Millisecond, MaxBackoff: 20 * time.Millisecond},
 	})
 	if err != nil {
 		panic(err)
@@ -148,12 +154,42 @@ func (w *crew) any() *os.Process {
 	return w.live[rand.IntN(len(w.live))]
 }
 
-func TestOrderedGroupOfProcessesThatAreKilledAndPaused(t *testing.T) {
+// TestGroupsOfProcessesThatAreKilledAndPaused has four processes. Each two seconds one is
+// killed, each third time one is paused past the lease meanwhile. The long form takes a
+// minute of it, and does it to an unordered group too.
+func TestGroupsOfProcessesThatAreKilledAndPaused(t *testing.T) {
 	t.Parallel()
-	n, turns := 4000, 4
-	if long := os.Getenv("STREAMKEEL_LONG"); long != "" {
-		n, turns = 40_000, 30
+	n, turns, patience := 4000, 4, 8*patience
+	if testenv.IsLong() {
+		n, turns, patience = 20_000, 30, 30*patience
 	}
+	for _, kind := range []stream.GroupKind{stream.GroupOrdered, stream.GroupWork} {
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel()
+			if kind == stream.GroupWork {
+				testenv.Long(t)
+			}
+			testCrew(t, kind, n, turns, patience)
+		})
+	}
+}
+
+// namesLive reports whether all consumers that have a name at the stream were heard of lately.
+func (f *fixture) namesLive(key string, k pel.Keys) bool {
+	consumers, err := f.rdb.XInfoConsumers(f.t.Context(), key, "billing").Result()
+	tenures, err2 := pel.Tenures(f.t.Context(), f.rdb, k)
+	if err != nil || err2 != nil {
+		return false
+	}
+	for _, c := range consumers {
+		if silent, known := tenures[0].Members[c.Name]; !known || silent > crewMinIdle {
+			return false
+		}
+	}
+	return true
+}
+
+func testCrew(t *testing.T, kind stream.GroupKind, n, turns int, patience time.Duration) {
 	f := newFixture(t, 4)
 	events := make([]stream.Event, n)
 	for i := range events {
@@ -163,37 +199,49 @@ func TestOrderedGroupOfProcessesThatAreKilledAndPaused(t *testing.T) {
 	require.NoError(t, err)
 
 	ctx, cancel := context.WithCancel(t.Context())
-	var workers sync.WaitGroup
+	var workers, pauses sync.WaitGroup
 	var w crew
-	env := []string{childRedis + "=" + testenv.RedisURL(t), childNamespace + "=" + f.topic.Namespace, childOrdered + "=1"}
+	env := []string{childRedis + "=" + testenv.RedisURL(t), childNamespace + "=" + f.topic.Namespace, childKind + "=" + string(kind)}
 	for range 4 {
 		workers.Go(func() { w.keep(ctx, env) })
 	}
 	t.Cleanup(func() { cancel(); workers.Wait() })
 
-	part := n / turns
+	part, killed, paused := n/turns, 0, 0
 	for i := range turns {
 		_, err = p.PublishBatch(ctx, f.topic, events[i*part:(i+1)*part])
 		require.NoError(t, err)
-		require.False(t, wait(t, time.Second))
-		if victim := w.any(); victim != nil && i%2 == 0 {
+		if victim := w.any(); victim != nil && i%3 == 0 {
+			paused++
+			pauses.Go(func() {
+				_ = victim.Signal(syscall.SIGSTOP)
+				wait(t, 2*crewMinIdle) // past the lease
+				_ = victim.Signal(syscall.SIGCONT)
+			})
+		}
+		require.False(t, wait(t, 2*time.Second))
+		if victim := w.any(); victim != nil {
+			killed++
 			_ = victim.Kill() // it may have died by itself
-		} else if victim != nil {
-			_ = victim.Signal(syscall.SIGSTOP)
-			require.False(t, wait(t, 2*orderedMinIdle)) // past the lease
-			_ = victim.Signal(syscall.SIGCONT)
 		}
 	}
+	pauses.Wait()
 	events = events[:part*turns]
 	require.Eventually(t, func() bool {
 		for p := range f.topic.Count() {
-			groups, err := f.rdb.XInfoGroups(ctx, f.topic.StreamKey(p)).Result()
-			if err != nil || len(groups) != 1 || groups[0].Pending != 0 || groups[0].Lag != 0 {
+			k := f.keys(p)
+			for _, key := range []string{k.Stream, k.Retry} {
+				groups, err := f.rdb.XInfoGroups(ctx, key).Result()
+				if err != nil || len(groups) != 1 || groups[0].Pending != 0 || groups[0].Lag != 0 || !f.namesLive(key, k) {
+					return false
+				}
+			}
+			if f.rdb.Exists(ctx, k.Due, k.Attempts).Val() != 0 {
 				return false
 			}
 		}
 		return true
-	}, 8*patience, 50*time.Millisecond, "the group does not come to rest")
+	}, patience, 50*time.Millisecond, "the group does not come to rest, with nothing left of the dead")
 	cancel()
 	workers.Wait()
 
@@ -210,7 +258,7 @@ func TestOrderedGroupOfProcessesThatAreKilledAndPaused(t *testing.T) {
 			continue
 		}
 		done[l.N] = true
-		if before, any := last[l.Key]; any {
+		if before, any := last[l.Key]; any && kind == stream.GroupOrdered {
 			require.Less(t, before, l.N, "%s is out of order", l.Key)
 		}
 		last[l.Key] = l.N
@@ -242,16 +290,14 @@ func TestOrderedGroupOfProcessesThatAreKilledAndPaused(t *testing.T) {
 		}
 	}
 	require.Equal(t, wanted, letters, "the letters are exactly the poison and the killers")
-	t.Logf("%d events, %d handler runs, %d letters", len(events), len(lines), len(letters))
+	t.Logf("%s: %d events, %d killed and %d paused, %d handler runs, %d letters", kind, len(events), killed, paused, len(lines), len(letters))
 	for p := range f.topic.Count() {
 		require.Zero(t, f.rdb.Exists(t.Context(), f.keys(p).Attempts, f.keys(p).Due).Val())
 		require.Zero(t, f.rdb.XLen(t.Context(), f.keys(p).Retry).Val())
-		consumers, err := f.rdb.XInfoConsumers(t.Context(), f.topic.StreamKey(p), "billing").Result()
-		require.NoError(t, err)
-		var names []string
-		for _, c := range consumers {
-			names = append(names, c.Name)
+		for _, key := range []string{f.keys(p).Stream, f.keys(p).Retry} {
+			consumers, err := f.rdb.XInfoConsumers(t.Context(), key, "billing").Result()
+			require.NoError(t, err)
+			require.Empty(t, consumers, "a consumer's name is left behind")
 		}
-		require.Empty(t, names, strings.Join(names, " "))
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"time"
 )
@@ -12,8 +13,8 @@ import (
 type BatcherConfig struct {
 	// MaxEvents is how many events one pipeline carries at the most. Default 256.
 	MaxEvents int
-	// Linger is how long an event waits at the most for others to come along, while the
-	// pipeline before it is under way; with none under way it goes at once. Default and most:
+	// Linger is how long an event waits at the most for others to come along, while two
+	// pipelines before it are under way; otherwise it goes at once. Default and most:
 	// 1 millisecond.
 	Linger time.Duration
 }
@@ -24,11 +25,15 @@ type BatcherConfig struct {
 type Batcher struct {
 	publisher *Publisher
 	config    BatcherConfig
-	turn      chan struct{} // held by the flight that set out without lingering
+	turns     chan struct{} // held by the flights that set out without lingering
 
 	mu       sync.Mutex
 	boarding map[Topic]*flight
 }
+
+// turns is how many flights are under way before the next one lingers: the server has the second
+// to do while the first is read and its passengers board anew.
+const turns = 2
 
 // flight is a pipeline that gathers events, and then carries them.
 type flight struct {
@@ -60,7 +65,7 @@ func NewBatcher(p *Publisher, config BatcherConfig) (*Batcher, error) {
 	if len(faults) > 0 {
 		return nil, fmt.Errorf("stream: %w batcher: %w", ErrInvalid, errors.Join(faults...))
 	}
-	return &Batcher{publisher: p, config: config, turn: make(chan struct{}, 1), boarding: map[Topic]*flight{}}, nil
+	return &Batcher{publisher: p, config: config, turns: make(chan struct{}, turns), boarding: map[Topic]*flight{}}, nil
 }
 
 // Publish writes one event, as [Publisher.Publish] does. If ctx ends while the event is
@@ -108,8 +113,9 @@ func (b *Batcher) fly(ctx context.Context, topic Topic, f *flight) {
 	timer := time.NewTimer(b.config.Linger)
 	defer timer.Stop()
 	select {
-	case b.turn <- struct{}{}:
-		defer func() { <-b.turn }()
+	case b.turns <- struct{}{}:
+		defer func() { <-b.turns }()
+		runtime.Gosched() // those whose flight has just landed come along
 	case <-f.full:
 	case <-timer.C:
 	}

@@ -37,6 +37,16 @@ func TestEveryWorkloadGivesAFigureForEachSystem(t *testing.T) {
 	}
 }
 
+func TestMemoryIsShownFlat(t *testing.T) {
+	server := testenv.PrivateRedis(t, servers.RedisConfig{Quiet: true})
+	t.Setenv(redisVar, server.URL())
+	for _, kind := range []string{"-ordered=false", "-ordered"} {
+		var out bytes.Buffer
+		require.NoError(t, run(t.Context(), []string{"memory", "-backlog=3000", "-minutes=0.005", kind}, &out, io.Discard))
+		require.Regexp(t, `(?s)^backlog: \d+ events.*MiB of the start\nfull rate: \d+ events.*MiB of the start\n$`, out.String())
+	}
+}
+
 func TestMedianRatioIsThatOfRounds(t *testing.T) {
 	require.InDelta(t, 2, median([]float64{9, 2, 1}), 0)
 	require.InDelta(t, 1.5, median([]float64{2, 1}), 0)
@@ -54,13 +64,14 @@ func TestSlowBaseMakesFiguresInvalid(t *testing.T) {
 
 func TestBadFlagsAreTold(t *testing.T) {
 	for part, args := range map[string][]string{
-		"no workload": {"-only", "publish-bach"},
-		"-rounds 0":   {"-rounds", "0"},
-		"-scale 2":    {"-scale", "2"},
-		"is no flag":  {"json"},
-		"no system":   {"-systems", "kafka"},
-		"is not set":  {"-only", "read"},
-		"not defined": {"-no-such"},
+		"no workload":     {"-only", "publish-bach"},
+		"-rounds 0":       {"-rounds", "0"},
+		"-scale 2":        {"-scale", "2"},
+		"is no flag":      {"json"},
+		"no system":       {"-systems", "kafka"},
+		"is not set":      {"-only", "read"},
+		"not be negative": {"memory", "-minutes=-1"},
+		"not defined":     {"-no-such"},
 	} {
 		t.Setenv(redisVar, "")
 		require.ErrorContains(t, run(t.Context(), args, io.Discard, io.Discard), part)

@@ -1,6 +1,8 @@
 // Command bench measures Streamkeel against the loop that a good engineer would write by
 // hand, and against other libraries, in the same run: figures are ratios. It needs a
 // Redis (and for some workloads a Postgres) of its own: `make bench` brings them up.
+//
+// `make bench ARGS=memory` shows instead that a consumer's memory stays flat.
 package main
 
 import (
@@ -28,6 +30,9 @@ func main() {
 }
 
 func run(ctx context.Context, args []string, out, errOut io.Writer) error {
+	if len(args) > 0 && args[0] == "memory" {
+		return runMemory(ctx, args[1:], out, errOut)
+	}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(errOut)
 	asJSON := flags.Bool("json", false, "print one JSON object a line")

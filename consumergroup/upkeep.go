@@ -62,6 +62,7 @@ const (
 	dueEvery        = 200 * time.Millisecond
 	checkpointEvery = time.Second
 	trimEvery       = 30 * time.Second
+	fullEvery       = 2 * time.Second // whether letters are full, where that pauses the group
 	reachEvery      = 250 * time.Millisecond
 	sweepEvery      = 200 * time.Millisecond // whether a group's turn has come
 )
@@ -115,7 +116,11 @@ func (u *Upkeep) Run(ctx context.Context) {
 	loop(sweepEvery, u.sweep)
 	loop(trimEvery, u.trim)
 	if u.cfg.Letters.MaxLen > 0 || u.cfg.Letters.MaxAge > 0 {
-		loop(trimEvery, u.trimLetters)
+		every := trimEvery
+		if u.cfg.Letters.OnFull == dlq.FullPause {
+			every = fullEvery
+		}
+		loop(every, u.trimLetters)
 	}
 	loops.Wait()
 }
@@ -311,6 +316,7 @@ func (u *Upkeep) trimLetters(ctx context.Context) {
 		}
 		if err != nil {
 			u.failed(ctx, "dead letters not trimmed", t.Topic.Name, err)
+			continue
 		}
 		for reason, n := range report.Discarded {
 			u.log.Warn(ctx, "dead letters were discarded", t.Topic.Name, "group", t.Group.Name, "reason", string(reason), "letters", n)
@@ -318,5 +324,25 @@ func (u *Upkeep) trimLetters(ctx context.Context) {
 		if report.Over > 0 {
 			u.log.Warn(ctx, "there are more dead letters than MaxLen", t.Topic.Name, "group", t.Group.Name, "over", report.Over)
 		}
+		if u.cfg.Letters.OnFull == dlq.FullPause {
+			u.pauseFull(ctx, t, report.Over > 0)
+		}
+	}
+}
+
+// pauseFull pauses a group whose letters are full, and resumes it when there is room.
+func (u *Upkeep) pauseFull(ctx context.Context, t Target, full bool) {
+	var keys []pel.Keys
+	for _, key := range t.Topic.StreamKeys() {
+		keys = append(keys, pel.KeysOf(key, t.Group.Name))
+	}
+	changed, err := pel.PauseFull(ctx, u.rdb, full, keys...)
+	switch {
+	case err != nil:
+		u.failed(ctx, "group with full dead letters not paused or resumed", t.Topic.Name, err)
+	case changed && full:
+		u.log.Warn(ctx, "group is paused: its dead letters are full; redrive or purge some", t.Topic.Name, "group", t.Group.Name)
+	case changed:
+		u.log.Info(ctx, "group is resumed: its dead letters have room", "at", t.Topic.Name, "group", t.Group.Name)
 	}
 }

@@ -26,6 +26,10 @@ const (
 	FullKeep Full = ""
 	// FullDiscard deletes the oldest, counted, and archived before.
 	FullDiscard Full = "discard"
+	// FullPause keeps them all, and has the group's upkeep (package consumergroup, the
+	// reclaimer daemon) pause the group until letters were redriven or purged. Some seconds of
+	// events may die meanwhile.
+	FullPause Full = "pause"
 )
 
 // Retention bounds a group's letters. The zero Retention keeps all for ever. Nothing is ever
@@ -53,11 +57,11 @@ func (r Retention) Validate() error {
 	if r.MaxAge < 0 || r.MaxAge > 0 && r.MaxAge < time.Millisecond {
 		faults = append(faults, fmt.Errorf("dlq: MaxAge %s must be 1ms or more", r.MaxAge))
 	}
-	if r.OnFull != FullKeep && r.OnFull != FullDiscard {
-		faults = append(faults, fmt.Errorf("dlq: OnFull %.60q is neither %q nor %q", string(r.OnFull), string(FullKeep), string(FullDiscard)))
+	if r.OnFull != FullKeep && r.OnFull != FullDiscard && r.OnFull != FullPause {
+		faults = append(faults, fmt.Errorf("dlq: OnFull %.60q is none of %q, %q and %q", string(r.OnFull), string(FullKeep), string(FullDiscard), string(FullPause)))
 	}
-	if r.OnFull == FullDiscard && r.MaxLen == 0 {
-		faults = append(faults, errors.New("dlq: OnFull discard needs MaxLen"))
+	if r.OnFull != FullKeep && r.MaxLen == 0 {
+		faults = append(faults, fmt.Errorf("dlq: OnFull %.60s needs MaxLen", string(r.OnFull)))
 	}
 	return errors.Join(faults...)
 }

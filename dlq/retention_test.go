@@ -124,6 +124,8 @@ func TestBadRetentionsNameEveryFault(t *testing.T) {
 	for _, part := range []string{"MaxLen -1", "MaxAge -1s", `OnFull "drop"`} {
 		require.ErrorContains(t, err, part)
 	}
-	_, err = f.queue.Trim(t.Context(), dlq.Retention{OnFull: dlq.FullDiscard})
-	require.ErrorContains(t, err, "needs MaxLen")
+	for _, full := range []dlq.Full{dlq.FullDiscard, dlq.FullPause} {
+		_, err = f.queue.Trim(t.Context(), dlq.Retention{OnFull: full})
+		require.ErrorContains(t, err, "needs MaxLen")
+	}
 }

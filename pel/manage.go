@@ -14,13 +14,16 @@ import (
 )
 
 var (
+	//go:embed lua/pausefull.lua
+	pauseFullText string
 	//go:embed lua/seek.lua
 	seekText string
 	//go:embed lua/delete.lua
 	deleteText string
 
-	seekScript   = redisx.NewScript(seekText)
-	deleteScript = redisx.NewScript(deleteText)
+	pauseFullScript = redisx.NewScript(pauseFullText)
+	seekScript      = redisx.NewScript(seekText)
+	deleteScript    = redisx.NewScript(deleteText)
 )
 
 const pausedField = "paused"
@@ -35,6 +38,19 @@ func Pause(ctx context.Context, rdb redis.UniversalClient, keys ...Keys) error {
 // Resume ends a Pause; the consumers go on within a second.
 func Resume(ctx context.Context, rdb redis.UniversalClient, keys ...Keys) error {
 	return eachHash(ctx, rdb, keys, "resume", func(pipe redis.Pipeliner, hash string) { pipe.HDel(ctx, hash, pausedField) })
+}
+
+// PauseFull pauses a group at streams because its dead letters are full, or ends such a pause.
+// It leaves alone what Pause paused; Resume ends either. It reports whether anything changed.
+func PauseFull(ctx context.Context, rdb redis.UniversalClient, full bool, keys ...Keys) (changed bool, err error) {
+	for _, k := range keys {
+		n, err := pauseFullScript.Run(ctx, rdb, []string{k.Hash}, flag(full)).Int()
+		if err != nil {
+			return changed, fmt.Errorf("pel: pause group %s at %s whose letters are full: %w", k.Group, k.Stream, err)
+		}
+		changed = changed || n > 0
+	}
+	return changed, nil
 }
 
 // Paused reports for each of the keys whether the group is paused there.

@@ -26,6 +26,23 @@ func TestPauseIsPerGroupAndStream(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, []bool{false}, paused)
 	require.NoError(t, pel.Pause(t.Context(), f.rdb))
+
+	pauseFull := func(full, changes, pauses bool) {
+		t.Helper()
+		changed, err := pel.PauseFull(t.Context(), f.rdb, full, f.keys)
+		require.NoError(t, err)
+		require.Equal(t, changes, changed)
+		paused, err := pel.Paused(t.Context(), f.rdb, f.keys)
+		require.NoError(t, err)
+		require.Equal(t, []bool{pauses}, paused)
+	}
+	pauseFull(true, true, true)
+	pauseFull(true, false, true)
+	pauseFull(false, true, false)
+	require.NoError(t, pel.Pause(t.Context(), f.rdb, f.keys))
+	pauseFull(true, false, true)
+	pauseFull(false, false, true) // a person's stays
+	require.NoError(t, pel.Resume(t.Context(), f.rdb, f.keys))
 	require.NoError(t, f.rdb.Set(t.Context(), other.Hash, "no hash", 0).Err())
 	_, err = pel.Paused(t.Context(), f.rdb, f.keys, other)
 	require.ErrorContains(t, err, "WRONGTYPE", "it is not hidden behind a field that is not there")

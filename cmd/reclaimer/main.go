@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/streamkeel/streamkeel/consumergroup"
+	"github.com/streamkeel/streamkeel/dlq"
 	"github.com/streamkeel/streamkeel/internal/command"
 	"github.com/streamkeel/streamkeel/retention"
 	"github.com/streamkeel/streamkeel/stream"
@@ -34,6 +35,8 @@ func main() { command.Main(run) }
 type config struct {
 	namespaces []string
 	retention  retention.Policy
+	letters    dlq.Retention
+	full       string
 	redis      command.RedisFlags
 	http       command.HTTPFlags
 	log        command.LogFlags
@@ -46,6 +49,9 @@ func (c *config) flags() *command.Flags {
 	flags.DurationVar(&c.retention.Keep, "keep", retention.DefaultKeep, "age that an entry must have, beside being finished by every group, before it is trimmed")
 	flags.BoolVar(&c.retention.KeepAll, "keep-all", false, "trim nothing")
 	flags.BoolVar(&c.retention.Exact, "trim-exact", false, "trim to the entry; otherwise by whole nodes of some 100 entries, which costs Redis a fraction")
+	flags.Int64Var(&c.letters.MaxLen, "letters-max-len", 0, "dead letters that a group is to hold in a partition; 0 is no limit")
+	flags.StringVar(&c.full, "letters-full", "keep", "what happens to more: keep (and say so), discard the oldest, or pause the group until there is room")
+	flags.DurationVar(&c.letters.MaxAge, "letters-max-age", 0, "age at which dead letters are discarded; 0 is never")
 	c.redis.Register(flags.FlagSet)
 	c.redis.RegisterEviction(flags.FlagSet)
 	c.http.Register(flags.FlagSet, "127.0.0.1:8641")
@@ -66,6 +72,12 @@ func (c *config) faults() (faults []error) {
 	}
 	if c.retention.Keep <= 0 {
 		faults = append(faults, fmt.Errorf("--keep %s must be more than 0; --keep-all trims nothing", c.retention.Keep))
+	}
+	if c.full != "keep" {
+		c.letters.OnFull = dlq.Full(c.full)
+	}
+	if err := c.letters.Validate(); err != nil {
+		faults = append(faults, fmt.Errorf("--letters-max-len, --letters-full, --letters-max-age: %w", err))
 	}
 	return slices.Concat(faults, c.http.Validate(), c.log.Validate(), c.start.Validate())
 }
@@ -99,7 +111,7 @@ func runWith(ctx context.Context, p command.Process, secrets *command.Secrets) e
 	}
 	metrics := telemetry.NewMetrics(telemetry.MetricsConfig{})
 	upkeep, err := consumergroup.NewUpkeep(rdb, consumergroup.UpkeepConfig{
-		Targets: targets.Get, Retention: c.retention, Logger: log, Observer: metrics.Consumer(),
+		Targets: targets.Get, Retention: c.retention, Letters: c.letters, Logger: log, Observer: metrics.Consumer(),
 	})
 	if err != nil {
 		return command.Unfit(err)

@@ -71,6 +71,26 @@ func TestReclaimerMovesDueRetriesAndTrimsWhatIsFinished(t *testing.T) {
 	g.eventually("the retry is due, and all is finished and trimmed", func(t pel.Totals) bool { return t.Due == 0 && t.Retry == 1 && t.Length == 0 })
 }
 
+func TestReclaimerBoundsDeadLettersAsItIsTold(t *testing.T) {
+	t.Parallel()
+	rdb, ns := testenv.Redis(t), testenv.Namespace(t)
+	g := newGroup(t, rdb, ns)
+	for range 3 {
+		require.NoError(t, rdb.XAdd(t.Context(), &redis.XAddArgs{Stream: g.keys(0).Dead, Values: []string{"sk-reason", "manual"}}).Err())
+	}
+	d := commandtest.Serve(t, run, nil, anyPort("--namespace="+ns, "--redis-url="+testenv.RedisURL(t), "--letters-max-len=2", "--letters-full=pause")...)
+	d.Addr()
+	paused := func(want bool) func() bool {
+		return func() bool {
+			got, err := pel.Paused(t.Context(), rdb, g.keys(0), g.keys(1))
+			return err == nil && got[0] == want && got[1] == want
+		}
+	}
+	require.Eventually(t, paused(true), commandtest.Patience, 10*time.Millisecond)
+	require.NoError(t, rdb.XTrimMaxLen(t.Context(), g.keys(0).Dead, 2).Err())
+	require.Eventually(t, paused(false), commandtest.Patience, 10*time.Millisecond, "there is room")
+}
+
 func TestEmptyRegistryIsSaidAndIsNotReadyUntilSomethingIsThere(t *testing.T) {
 	t.Parallel()
 	rdb, ns := testenv.Redis(t), testenv.Namespace(t)
@@ -159,7 +179,7 @@ func TestBadInputIsOneLineThatSaysWhatToDo(t *testing.T) {
 		"evicting":        {[]string{"--redis-url=" + evicting.URL()}, []string{"volatile-lru", "noeviction", "--allow-eviction"}},
 		"unknown layout":  {[]string{good, "--namespace=" + ns}, []string{"unknown layout", "--namespace"}},
 		"taken port":      {[]string{good, "--listen=" + taken.Addr().String()}, []string{"address already in use", "--listen"}},
-		"every fault":     {[]string{"--keep=-1s", "--namespace=a:b", "--listen=x", "--log-format=xml", "--log-level=loud", "--start-timeout=0s", "--redis-url=x"}, []string{"--keep -1s", `--namespace "a:b"`, `--listen "x"`, "--log-format", "--log-level", "--start-timeout", "--redis-url"}},
+		"every fault":     {[]string{"--keep=-1s", "--namespace=a:b", "--listen=x", "--log-format=xml", "--log-level=loud", "--start-timeout=0s", "--redis-url=x", "--letters-full=drop"}, []string{"--letters-full", `OnFull "drop"`, "--keep -1s", `--namespace "a:b"`, `--listen "x"`, "--log-format", "--log-level", "--start-timeout", "--redis-url"}},
 		"empty namespace": {[]string{"--namespace="}, []string{"--namespace is empty"}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -2,6 +2,7 @@ package retention_test
 
 import (
 	"context"
+	"flag"
 	"errors"
 	"fmt"
 	"slices"
@@ -246,7 +247,19 @@ func (m *model) Check(t *rapid.T) {
 	}
 }
 
-// 200 random histories of groups, projections, pending entries and policies: no unfinished
+// TestMain sets how many histories the model runs: 60, and 200 in its long form.
+func TestMain(m *testing.M) {
+	checks := "60"
+	if testenv.IsLong() {
+		checks = "200"
+	}
+	if err := flag.Set("rapid.checks", checks); err != nil {
+		panic(err)
+	}
+	testenv.Main(m)
+}
+
+// Random histories of groups, projections, pending entries and policies: no unfinished
 // entry is lost unless AgeBeatsAck says so, which is counted, and nothing is kept needlessly.
 func TestRetentionKeepsWhatTheModelKeeps(t *testing.T) {
 	t.Parallel()

@@ -15,8 +15,6 @@ import (
 	"github.com/streamkeel/streamkeel/stream"
 )
 
-func TestMain(m *testing.M) { testenv.Main(m) }
-
 const old = 1_700_000_000_000 // ms: long ago
 
 type fixture struct {

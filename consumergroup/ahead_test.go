@@ -1,0 +1,96 @@
+package consumergroup_test
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/streamkeel/streamkeel/consumergroup"
+	"github.com/streamkeel/streamkeel/pel"
+	"github.com/streamkeel/streamkeel/stream"
+)
+
+const backlog = 4000 // many full reads
+
+// A consumer whose workers keep up reads ahead; a single worker still gets the events in the stream's
+// order, each once, and stopping at any moment leaves what was read ahead to the next consumer.
+func TestReadingAheadKeepsTheOrderAndStrandsNothing(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 1)
+	f.publish(backlog)
+	var mu sync.Mutex
+	var got []int
+	stops := []int{300, 1100, 2400} // handled events after which the consumer stops
+	for {
+		reached := make(chan struct{})
+		cfg := f.config(consumergroup.HandlerFunc(func(_ context.Context, e stream.Event) error {
+			o, err := orderPlaced.Decode(e)
+			mu.Lock()
+			defer mu.Unlock()
+			if got = append(got, o.N); len(stops) > 0 && len(got) == stops[0] || len(got) == backlog {
+				close(reached)
+			}
+			return err
+		}))
+		cfg.Concurrency, cfg.Limits = 1, pel.Limits{} // nothing is reclaimed meanwhile
+		c := f.run(cfg)
+		select {
+		case <-reached:
+		case <-time.After(patience):
+			t.Fatal("the backlog is not handled")
+		}
+		require.NoError(t, c.stop())
+		if len(stops) == 0 {
+			break
+		}
+		stops = stops[1:]
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	times := map[int]int{}
+	for _, n := range got {
+		times[n]++
+	}
+	for n := range backlog {
+		require.Equal(t, 1, times[n], "event %d", n)
+	}
+	f.atRest()
+	for i, n := range got[:300] {
+		require.Equal(t, i, n)
+	}
+}
+
+// Nothing is read while something that handlers need is away, also not what would be read ahead.
+func TestReadingAheadStopsAtAnOutageOfSomethingElse(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 1)
+	f.publish(backlog)
+	var handled atomic.Int64
+	var away atomic.Bool
+	away.Store(true)
+	cfg := f.config(consumergroup.HandlerFunc(func(context.Context, stream.Event) error {
+		if handled.Add(1) > 2000 && away.Load() {
+			return consumergroup.Unavailable(errors.New("the database is away"))
+		}
+		return nil
+	}))
+	cfg.Limits = pel.Limits{}
+	f.run(cfg)
+	require.Eventually(t, func() bool { return handled.Load() > 2000 }, patience, time.Millisecond)
+	const inHand = 3 * 256 // with the workers, waiting for them, and read ahead
+	lag := func() int64 {
+		groups, err := f.rdb.XInfoGroups(t.Context(), f.topic.StreamKey(0)).Result()
+		require.NoError(t, err)
+		return groups[0].Lag
+	}
+	before := lag()
+	require.Greater(t, before, int64(backlog-2000-4-inHand-256), "it read on")
+	require.Never(t, func() bool { return lag() < before-inHand }, 300*time.Millisecond, 20*time.Millisecond)
+	away.Store(false)
+	f.atRest()
+}

@@ -2,8 +2,8 @@ package retention_test
 
 import (
 	"context"
-	"flag"
 	"errors"
+	"flag"
 	"fmt"
 	"slices"
 	"strconv"

@@ -11,6 +11,7 @@ import (
 
 	"github.com/streamkeel/streamkeel/consumergroup"
 	"github.com/streamkeel/streamkeel/dlq"
+	"github.com/streamkeel/streamkeel/retention"
 	"github.com/streamkeel/streamkeel/stream"
 )
 
@@ -155,4 +156,18 @@ func TestPermanentErrorAndPanicsAndUndecodablePayloads(t *testing.T) {
 	}
 	require.Equal(t, map[dlq.Reason]int{dlq.ReasonPermanent: 1, dlq.ReasonAttempts: 1, dlq.ReasonUndecodable: 2, dlq.ReasonInvalid: 1}, reasons)
 	require.Equal(t, 1, obs.count(consumergroup.Skipped))
+}
+
+func TestConsumersTrimWhatEveryGroupHasFinished(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 1)
+	var seen ledger
+	cfg := f.config(consumergroup.HandlerFunc(func(_ context.Context, e stream.Event) error { seen.add(e.ID); return nil }))
+	cfg.Retention = retention.Policy{Keep: time.Millisecond, Exact: true}
+	c := f.run(cfg)
+	seen.eventually(t, f.publish(20), 1)
+	f.atRest()
+	require.NoError(t, c.stop())
+	f.run(cfg) // it begins with a trim
+	require.Eventually(t, func() bool { return f.rdb.XLen(t.Context(), f.topic.StreamKey(0)).Val() == 0 }, patience, 10*time.Millisecond)
 }

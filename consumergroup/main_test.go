@@ -66,8 +66,9 @@ func (f *fixture) config(handler consumergroup.Handler) consumergroup.Config {
 // running is a consumer in a goroutine.
 type running struct {
 	*consumergroup.Consumer
-	stop  func() error // cancels Run and returns its error
-	ended func() error // waits until Run returns by itself
+	cancel func()
+	stop   func() error // cancels Run and returns its error
+	ended  func() error // waits until Run returns by itself
 }
 
 // run starts a consumer; the test's end stops it.
@@ -88,7 +89,7 @@ func (f *fixture) run(cfg consumergroup.Config) *running {
 	})
 	stop := func() error { cancel(); return wait() }
 	f.t.Cleanup(func() { _ = stop() })
-	return &running{c, stop, wait}
+	return &running{c, cancel, stop, wait}
 }
 
 func (f *fixture) keys(p int) pel.Keys { return pel.KeysOf(f.topic.StreamKey(p), "billing") }

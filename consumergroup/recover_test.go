@@ -73,6 +73,29 @@ func TestReclaimSparesEntriesStillBeingHandled(t *testing.T) {
 	require.Zero(t, f.rdb.XLen(t.Context(), f.keys(0).Dead).Val())
 }
 
+func TestEntriesThatWaitForAWorkerStayWithTheirConsumer(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 1)
+	events := f.publish(12)
+	var seen ledger
+	cfg := f.config(consumergroup.HandlerFunc(func(ctx context.Context, e stream.Event) error {
+		seen.add(e.ID)
+		select { // what waits behind it waits for longer than MinIdle
+		case <-ctx.Done():
+		case <-time.After(400 * time.Millisecond):
+		}
+		return nil
+	}))
+	cfg.Concurrency = 1
+	f.run(cfg)
+	f.run(cfg)
+	seen.eventually(t, events, 1)
+	f.atRest()
+	for _, e := range events {
+		require.Equal(t, 1, seen.count(e.ID), "an entry that waited for its worker was handed to another")
+	}
+}
+
 func TestDeliveriesWithoutAnEndAreCapped(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1)

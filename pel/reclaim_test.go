@@ -12,6 +12,7 @@ import (
 	"github.com/streamkeel/streamkeel/internal/servers"
 	"github.com/streamkeel/streamkeel/internal/testenv"
 	"github.com/streamkeel/streamkeel/pel"
+	"github.com/streamkeel/streamkeel/stream"
 )
 
 const minIdle = pel.MinMinIdle
@@ -87,6 +88,36 @@ func TestSweepGoesThroughALongListInBoundedCalls(t *testing.T) {
 	require.Equal(t, n, taken)
 	require.EqualValues(t, 1, f.pending(f.keys.Stream))
 	require.EqualValues(t, n, f.length(f.keys.Retry))
+}
+
+func TestEntriesOfTheLivingDoNotHideThoseOfTheDeadBehindThem(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	const n = 1200 // more than a call looks at
+	pipe := f.rdb.Pipeline()
+	for range n {
+		pipe.XAdd(t.Context(), &redis.XAddArgs{Stream: f.keys.Stream, Values: []string{"id", "1", "type", "t", "data", "x"}})
+	}
+	read := pipe.XReadGroup(t.Context(), &redis.XReadGroupArgs{Group: "billing", Consumer: "live", Streams: []string{f.keys.Stream, ">"}, Count: n, Block: -1})
+	_, err := pipe.Exec(t.Context())
+	require.NoError(t, err)
+	var held []stream.ID
+	for _, m := range read.Val()[0].Messages {
+		id, err := stream.ParseID(m.ID)
+		require.NoError(t, err)
+		held = append(held, id)
+	}
+	dead := f.deliver("dead")
+	f.age("dead", dead.ID.String())
+	const minIdle = 4 * minIdle // telling that all of them live takes some calls
+	r, err := pel.NewReclaimer(f.rdb, pel.Limits{MinIdle: minIdle}, f.reached(minIdle))
+	require.NoError(t, err)
+	_, err = pel.NewSettler(f.rdb, f.keys, "live").Extend(t.Context(), f.keys.Stream, held)
+	require.NoError(t, err)
+	var taken []pel.Reclaimed
+	require.NoError(t, r.Sweep(t.Context(), f.keys, func(one pel.Reclaimed) { taken = append(taken, one) }))
+	require.Len(t, taken, 1)
+	require.Equal(t, dead.ID, taken[0].ID)
 }
 
 func TestRetryStreamIsSweptTooAndCountsGoOn(t *testing.T) {

@@ -204,7 +204,7 @@ func (p *page) add(values [][]byte) {
 		size += len(v)
 	}
 	if cap(p.arena)-len(p.arena) < size { // rows that are there keep the old memory
-		p.arena = make([]byte, 0, max(64<<10, 2*cap(p.arena), size))
+		p.arena = make([]byte, 0, max(64<<10, size, min(2*cap(p.arena), pageBytes+size)))
 	}
 	column := func(i int) []byte {
 		start := len(p.arena)

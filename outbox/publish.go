@@ -31,8 +31,8 @@ type Tx interface {
 // nothing was written. ErrPartitionMismatch says the same of a topic that was declared differently. After any
 // other error the transaction can only be rolled back.
 //
-// It takes one round trip for up to 1,000 events or 4 MiB. The first use of a topic declares it, which
-// takes two more, and makes others that use it for the first time wait until this transaction ends: [Declare] does
+// It takes one round trip for up to 1,000 events or 4 MiB; more events are written by COPY, in a few round trips, where
+// the transaction is pgx's. The first use of a topic declares it, which takes two more, and makes others that use it for the first time wait until this transaction ends: [Declare] does
 // it beforehand.
 func Publish(ctx context.Context, tx Tx, topic stream.Topic, events ...stream.Event) error {
 	return Schema{}.Publish(ctx, tx, topic, events...)
@@ -57,7 +57,7 @@ type due struct {
 
 var atOnce = due{}
 
-// The most that one statement inserts.
+// The most that one statement inserts. More events are copied, all at once, where the transaction can.
 const (
 	insertEvents = 1000
 	insertBytes  = 4 << 20
@@ -79,9 +79,11 @@ func (s Schema) insertAll(ctx context.Context, tx Tx, when due, topic stream.Top
 	if err := errors.Join(faults...); err != nil {
 		return err
 	}
+	_, copies := tx.(bulkTx)
+	copies = copies && when == atOnce && len(stamped) > insertEvents
 	for len(stamped) > 0 {
 		n, size := 0, 0
-		for n < len(stamped) && n < insertEvents && size < insertBytes {
+		for n < len(stamped) && (copies || n < insertEvents && size < insertBytes) {
 			size += len(stamped[n].Data)
 			n++
 		}
@@ -115,6 +117,9 @@ func (s Schema) insert(ctx context.Context, tx Tx, when due, topic stream.Topic,
 }
 
 func (s Schema) insertOnce(ctx context.Context, tx Tx, when due, topic stream.Topic, events []stream.Event) (int64, error) {
+	if len(events) > insertEvents {
+		return s.insertCopy(ctx, tx.(bulkTx), topic, events)
+	}
 	_, isSQL := tx.(sqlTx)
 	if len(events) > 1 && !isSQL {
 		return s.insertMany(ctx, tx, when, topic, events)

@@ -167,6 +167,71 @@ func TestLargeBatchesAreSplitAndKeepTheirOrder(t *testing.T) {
 	}
 }
 
+// A batch that is copied leaves the rows that statements write, but for what each row draws for itself.
+func TestCopiedEventsBecomeTheRowsThatStatementsWrite(t *testing.T) {
+	w := newWorld(t, 16)
+	ctx := stream.WithCause(t.Context(), stream.Event{ID: "cause", CorrelationID: "conversation"})
+	all := make([]stream.Event, insertEvents+1)
+	for i := range all {
+		all[i] = event(fmt.Sprint("key ", i), fmt.Sprintf("%05d", i))
+	}
+	all[1].Key = ""
+	all[2].Attributes = map[string]string{"tenant": "t<1>&", "empty": ""}
+	all[3].Data, all[3].ContentType = nil, ""
+	all[4].Source, all[4].Schema, all[4].Data = "shop", "v2", []byte{0, 255, '\\', '\n'}
+	all[4].TraceParent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	all[5].Expires = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
+	all[6].Time = time.Date(1, 1, 1, 0, 0, 1, 0, time.UTC)
+
+	written := func(publish func(*copyingTx) error) (rows []string) {
+		begun, err := w.pool.Begin(ctx)
+		require.NoError(t, err)
+		tx := &copyingTx{Tx: begun}
+		defer tx.Rollback(ctx)
+		require.NoError(t, publish(tx))
+		result, err := tx.Query(ctx, query(`
+SELECT (to_jsonb(o) - '{id,created_at}'::text[] || jsonb_build_object('xid', xid = pg_current_xact_id(), 'now', created_at > now()))::text
+FROM {schema}.outbox o ORDER BY id`))
+		require.NoError(t, err)
+		rows, err = pgx.CollectRows(result, pgx.RowTo[string])
+		require.NoError(t, err)
+		return rows
+	}
+	copied := written(func(tx *copyingTx) error {
+		err := Publish(ctx, tx, w.topic, all...)
+		require.EqualValues(t, len(all), tx.rows)
+		return err
+	})
+	inserted := written(func(tx *copyingTx) error {
+		err := Publish(ctx, struct{ Tx }{tx}, w.topic, all...) // which cannot copy
+		require.Zero(t, tx.rows)
+		return err
+	})
+	require.Len(t, copied, len(all))
+	require.Equal(t, inserted, copied)
+
+	require.NoError(t, Declare(ctx, w.pool, w.topic))
+	other := w.topic
+	other.Partitions = 8
+	require.ErrorIs(t, Publish(ctx, w.pool, other, all...), stream.ErrPartitionMismatch)
+	_, err := w.pool.Exec(ctx, query(`ALTER TABLE {schema}.outbox ADD CONSTRAINT refused CHECK (event_id <> '00900')`))
+	require.NoError(t, err)
+	require.ErrorContains(t, Publish(ctx, w.pool, w.topic, all...), "refused")
+	require.Zero(t, w.rows("outbox"), "none without the other")
+}
+
+// copyingTx counts the rows that were copied.
+type copyingTx struct {
+	pgx.Tx
+	rows int64
+}
+
+func (tx *copyingTx) CopyFrom(ctx context.Context, table pgx.Identifier, columns []string, rows pgx.CopyFromSource) (n int64, err error) {
+	n, err = tx.Tx.CopyFrom(ctx, table, columns, rows)
+	tx.rows += n
+	return n, err
+}
+
 func TestEventsTakeTheirCauseFromTheContext(t *testing.T) {
 	w := newWorld(t, 1)
 	ctx := stream.WithCause(t.Context(), stream.Event{ID: "cause", CorrelationID: "conversation"})

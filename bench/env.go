@@ -22,6 +22,7 @@ type env struct {
 	events    []stream.Event
 	scale     float64 // of how much a run does
 	topics    int
+	remark    string // what a run has to say besides its figure
 }
 
 const redisVar = "STREAMKEEL_TEST_REDIS_URL"

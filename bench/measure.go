@@ -72,7 +72,8 @@ func (w workload) measure(ctx context.Context, e *env, rounds int, only string, 
 			if err != nil {
 				return nil, err
 			}
-			fmt.Fprintf(progress, "%s %s round %d: %.4g %s%s\n", w.name, s.name, round+1, v, w.unit, scripts)
+			fmt.Fprintf(progress, "%s %s round %d: %.4g %s%s%s\n", w.name, s.name, round+1, v, w.unit, scripts, e.remark)
+			e.remark = ""
 			values[s.name] = append(values[s.name], v)
 			if err := e.flush(ctx); err != nil {
 				return nil, err

@@ -14,6 +14,13 @@ const (
 	// Our own figures as bases of others.
 	ownBatch   = "streamkeel publish-batch"
 	ownConsume = "streamkeel consume"
+	// For what the outbox costs transactions.
+	plainTable    = "plain table"
+	withoutRelays = "streamkeel, relay stopped"
+	// On an empty outbox.
+	ownRelay = "streamkeel relay"
+	// At the start of a long transaction.
+	openJustNow = "streamkeel, just begun"
 )
 
 // What the hand-written loops reach on an idle machine with 2 cores, in events a second.
@@ -36,8 +43,13 @@ func workloads() []workload {
 		{"latency-p50", "ms", handwritten, 0, []system{{handwritten, handLatency(50)}, {streamkeel, ourLatency(50)}}},
 		{"latency-p99", "ms", handwritten, 0, []system{{handwritten, handLatency(99)}, {streamkeel, ourLatency(99)}}},
 		{"relay", "rows/s", handwritten, idleRelay, []system{{handwritten, handRelay}, {streamkeel, ourRelay}, {watermillSQL, watermillRelay}}},
+		{"relay-large", "rows/s", ownRelay, 0, []system{{ownRelay, ourRelay}, {streamkeel, ourRelayOverKept}}},
 		{"commit-p50", "ms", handwritten, 0, []system{{handwritten, handCommit(50)}, {streamkeel, ourCommit(50, noWake)}, {streamkeelWoken, ourCommit(50, outbox.Wake)}}},
 		{"commit-p99", "ms", handwritten, 0, []system{{handwritten, handCommit(99)}, {streamkeel, ourCommit(99, noWake)}, {streamkeelWoken, ourCommit(99, outbox.Wake)}}},
+		{"open-transaction", "ms", openJustNow, 0, []system{{openJustNow, besideOpen(1)}, {streamkeel, besideOpen(openParts)}}},
+		{"business-cost", "tx/s", plainTable, 0, []system{
+			{plainTable, businessCost(insertPlain, false)}, {streamkeel, businessCost("", true)}, {withoutRelays, businessCost("", false)},
+		}},
 		{"reclaim", "entries/s", handwritten, 0, []system{{handwritten, handReclaim}, {streamkeel, ourReclaim}}},
 	}
 }

@@ -23,7 +23,7 @@ WHERE namespace = $1::text AND name = $2::text AND partitions = $3::integer AND 
 
 var copyColumns = append([]string{"shard"}, strings.FieldsFunc(eventColumns, func(r rune) bool { return strings.ContainsRune(", \n\t", r) })...)
 
-// insertCopy writes the events by COPY, which takes a few round trips more than a statement, and less than half its time for
+// insertCopy writes the events by COPY, which takes a few round trips more than a statement, and less time for
 // each of many rows. It inserts nothing where the topic does not stand in the database as the program has it.
 func (s Schema) insertCopy(ctx context.Context, tx bulkTx, topic stream.Topic, events []stream.Event) (int64, error) {
 	var first, shards int

@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -68,8 +69,6 @@ func (w *world) upkeepUntil(done func(UpkeepReport, error) bool) (report UpkeepR
 
 func failed(_ UpkeepReport, err error) bool { return err != nil }
 
-func dropped(report UpkeepReport, _ error) bool { return len(report.Dropped) > 0 }
-
 func TestOldRowsAreDroppedOnceTheyWerePublishedForLongEnough(t *testing.T) {
 	w := newWorld(t, 1)
 	require.NoError(t, Declare(t.Context(), w.pool, w.topic))
@@ -78,7 +77,7 @@ func TestOldRowsAreDroppedOnceTheyWerePublishedForLongEnough(t *testing.T) {
 		t.Helper()
 		report, err := w.upkeep()
 		require.NoError(t, err)
-		require.Empty(t, report.Dropped, why)
+		require.NotContains(t, report.Dropped, old, why) // a day that ends meanwhile may go
 	}
 	insertOld(t, w.pool, w, 4, "old")
 	mustKeep("it is not published")
@@ -104,9 +103,8 @@ func TestOldRowsAreDroppedOnceTheyWerePublishedForLongEnough(t *testing.T) {
 	mustKeep("a takeover would read it to know where the stream is")
 	w.rest()
 	w.ageLog(2)
-	report, err := w.upkeepUntil(dropped)
+	report, err := w.upkeepUntil(func(r UpkeepReport, _ error) bool { return slices.Contains(r.Dropped, old) })
 	require.NoError(t, err)
-	require.Equal(t, []string{old}, report.Dropped)
 	require.Zero(t, w.rows("outbox"))
 	require.EqualValues(t, 7, report.DaysAhead)
 

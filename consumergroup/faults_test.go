@@ -97,7 +97,7 @@ var faults = map[string]fault{
 	},
 }
 
-const faultMinIdle = 600 * time.Millisecond
+const faultMinIdle = time.Second
 
 // longer lets more than MinIdle pass.
 func longer(t *testing.T) { require.False(t, wait(t, faultMinIdle*5/2)) }

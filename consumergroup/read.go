@@ -89,7 +89,7 @@ func (r *reader) run(ctx, workCtx, endCtx context.Context) {
 			r.c.log.Error(ctx, "read failed", "", err)
 			r.findBroken(ctx, err)
 		}
-		if err != nil {
+		if err != nil && r.ahead == nil { // what a read ahead found is brought in hand first
 			redisx.Pause(ctx, jitter(backoff))
 			backoff = min(2*backoff, maxBackoff)
 		}
@@ -112,7 +112,7 @@ func (r *reader) round(ctx context.Context) (suspects []*delivery, err error) {
 	}
 	next := r.ahead
 	if r.ahead = nil; next == nil {
-		r.c.alone.RLock()
+		r.c.alone.RLock() // and keeps it while a read is ahead
 	}
 	defer func() {
 		if r.ahead == nil {

@@ -94,3 +94,40 @@ func TestReadingAheadStopsAtAnOutageOfSomethingElse(t *testing.T) {
 	away.Store(false)
 	f.atRest()
 }
+
+// What was read ahead has a heartbeat, however long the workers are busy with what came before.
+func TestReadingAheadKeepsWhatItFoundFromOthers(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 1)
+	f.publish(backlog)
+	var handled atomic.Int64
+	busy := make(chan struct{})
+	defer close(busy)
+	cfg := f.config(consumergroup.HandlerFunc(func(ctx context.Context, _ stream.Event) error {
+		if handled.Add(1) > 1500 {
+			select {
+			case <-busy:
+			case <-ctx.Done():
+			}
+		}
+		return ctx.Err()
+	}))
+	cfg.DisableUpkeep = true
+	f.run(cfg)
+	require.Eventually(t, func() bool { return handled.Load() > 1500 }, patience, time.Millisecond)
+
+	seen := &observer{}
+	upkeep, err := consumergroup.NewUpkeep(f.rdb, consumergroup.UpkeepConfig{
+		Targets: func(context.Context) ([]consumergroup.Target, error) {
+			group := stream.Group{Name: cfg.Group, Kind: stream.GroupWork, MinIdleMs: cfg.MinIdle.Milliseconds(), MaxDeliveries: 20}
+			return []consumergroup.Target{{Topic: f.topic, Group: group}}, nil
+		},
+		Logger:   cfg.Logger,
+		Observer: seen,
+	})
+	require.NoError(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), 4*cfg.MinIdle) // it sweeps after MinIdle, and then twice in each
+	defer cancel()
+	upkeep.Run(ctx)
+	require.Zero(t, seen.count(consumergroup.Reclaimed), "taken from a living consumer")
+}

@@ -43,7 +43,7 @@ type reader struct {
 
 	fast    atomic.Bool  // the workers keep up with full reads: the next may begin before the last is decoded
 	ahead   *fetch       // the next read, where it has begun
-	fetches atomic.Int32 // that have begun, and whose entries are not in hand yet
+	fetches atomic.Int32 // that have begun, and whose entries are not with the workers yet
 }
 
 // readers returns what reads the consumer's lanes: one read serves all of them on a
@@ -110,8 +110,8 @@ func (r *reader) round(ctx context.Context) (suspects []*delivery, err error) {
 	if r.c.cfg.Ordered {
 		return nil, r.roundOrdered(ctx)
 	}
-	next := r.ahead
-	if r.ahead = nil; next == nil {
+	f := r.ahead
+	if r.ahead = nil; f == nil {
 		r.c.alone.RLock() // and keeps it while a read is ahead
 	}
 	defer func() {
@@ -122,11 +122,7 @@ func (r *reader) round(ctx context.Context) (suspects []*delivery, err error) {
 	var ds []*delivery
 	var waited time.Duration
 	reserved := 0
-	if next != nil {
-		b, fetchErr := r.finish(ctx, next)
-		ds, err = b.all(), fetchErr
-		waited = r.waitForRoom(ctx)
-	} else {
+	if f == nil {
 		lanes := r.usable()
 		if len(lanes) == 0 {
 			redisx.Pause(ctx, maxReadBlock)
@@ -136,7 +132,21 @@ func (r *reader) round(ctx context.Context) (suspects []*delivery, err error) {
 		if reserved, err = r.reserve(ctx); err != nil || reserved == 0 {
 			return nil, err
 		}
-		ds, err = r.readShares(ctx, lanes, reserved)
+		if r.c.cfg.Weights != nil {
+			ds, err = r.readShares(ctx, lanes, reserved)
+		} else {
+			f = r.fetch(ctx, lanes, max(1, reserved/r.active), r.size, r.block)
+			f.send(ctx, r.c)
+		}
+	}
+	if f != nil {
+		<-f.done
+		defer r.fetches.Add(-1)
+		ds, err = f.batch.all(), f.err
+		if r.ahead = f.next; r.ahead == nil && len(ds) > 0 {
+			r.ahead = r.readAhead(ctx, f)
+		}
+		waited = max(waited, r.waitForRoom(ctx))
 	}
 	r.dry = len(ds) == 0
 	if limitErr := r.c.limiter.correct(ctx, len(ds)-reserved); limitErr != nil {
@@ -165,14 +175,10 @@ func (r *reader) round(ctx context.Context) (suspects []*delivery, err error) {
 	return suspects, err
 }
 
-// readShares reads about n entries: with Weights, of each topic its share of them, so that
-// the workers get from each in proportion while all have a backlog. Only where no topic
-// has anything it blocks.
+// readShares reads about n entries, of each topic the share of its weight, so that the workers
+// get from each in proportion while all have a backlog. Only where no topic has anything it
+// blocks.
 func (r *reader) readShares(ctx context.Context, lanes []*lane, n int) (ds []*delivery, err error) {
-	if r.c.cfg.Weights == nil {
-		b, err := r.read(ctx, lanes, max(1, n/r.active), r.block)
-		return b.all(), err
-	}
 	byTopic, total := map[string][]*lane{}, 0
 	for _, l := range lanes {
 		name := l.p.topic.Name
@@ -252,19 +258,23 @@ func (c *Consumer) push(ctx context.Context, d *delivery) bool {
 // fetch is a read on its way, and the acks that ride with it.
 type fetch struct {
 	count int // entries that it asks for of each stream
-	size  int // and in all
+	size  int // and about in all
 	cmd   redisx.RawCmd
 	acks  []ackCmd
-	sent  chan struct{} // closed when the round trip is over
-	next  *fetch        // the read that began when the reply to this one did
+	next  *fetch // the read that began when the reply to this one did
+
+	done  chan struct{} // closed when what it found is in hand
+	batch *batch        // nil where nothing came
+	err   error
 }
 
 // read sends the acks that are ready and reads, in one round trip. It returns nil where
 // nothing came.
 func (r *reader) read(ctx context.Context, lanes []*lane, count int, blockMs int64) (*batch, error) {
 	f := r.fetch(ctx, lanes, count, r.size, blockMs)
+	defer r.fetches.Add(-1)
 	f.send(ctx, r.c)
-	return r.finish(ctx, f)
+	return f.batch, f.err
 }
 
 // fetch makes a read that takes along what is ready to be acked.
@@ -281,14 +291,15 @@ func (r *reader) fetch(ctx context.Context, lanes []*lane, count, size int, bloc
 	for range lanes {
 		args = append(args, ">")
 	}
-	f := &fetch{count: count, size: size, acks: r.c.ackCmds(ctx, lanes, 0), sent: make(chan struct{})}
+	f := &fetch{count: count, size: size, acks: r.c.ackCmds(ctx, lanes, 0), done: make(chan struct{})}
 	f.cmd = redisx.NewRawThen(ctx, func() { f.next = r.readAhead(ctx, f) }, args...)
 	r.fetches.Add(1)
 	return f
 }
 
-// readAhead begins the next read, where the workers are fast: the server works while the
-// reply to f is read and decoded. The server has carried f out, so the order stays.
+// readAhead begins the read behind f, where the workers are fast: the server works while the
+// reply to f is read and decoded. The server has carried f out, so the order stays. What the
+// read finds is in hand, and has a heartbeat, however long the workers then take for f.
 func (r *reader) readAhead(ctx context.Context, f *fetch) *fetch {
 	if !r.fast.Load() || r.fetches.Load() > 1 || ctx.Err() != nil || !r.hasRoom(f.size) || r.c.wantAlone.Load() > 0 || !r.c.breaker.closed() {
 		return nil
@@ -298,42 +309,33 @@ func (r *reader) readAhead(ctx context.Context, f *fetch) *fetch {
 		return nil
 	}
 	next := r.fetch(ctx, lanes, f.count, f.size, r.block)
-	go next.send(ctx, r.c) // finish waits for it
+	go next.send(ctx, r.c) // round waits for it
 	return next
 }
 
+// send makes the round trip, and brings what it found in hand.
 func (f *fetch) send(ctx context.Context, c *Consumer) {
-	defer close(f.sent)
+	defer close(f.done)
 	if len(f.acks) == 0 {
 		_ = c.rdb.Process(ctx, f.cmd) // the error is in cmd
-		return
+	} else {
+		pipe := c.rdb.Pipeline()
+		for _, a := range f.acks {
+			_ = pipe.Process(ctx, a.cmd) // only queues
+		}
+		_ = pipe.Process(ctx, f.cmd)
+		_, _ = pipe.Exec(ctx) // each command has its own error
+		for _, a := range f.acks {
+			c.acked(ctx, a.lane, a.deliveries, a.reply)
+		}
 	}
-	pipe := c.rdb.Pipeline()
-	for _, a := range f.acks {
-		_ = pipe.Process(ctx, a.cmd) // only queues
+	reply, err := f.cmd.Reply(ctx, c.rdb)
+	if err == nil {
+		f.batch, f.err = c.take(&reply)
+		reply.Free()
+	} else if !redisx.IsNil(err) {
+		f.err = err
 	}
-	_ = pipe.Process(ctx, f.cmd)
-	_, _ = pipe.Exec(ctx) // each command has its own error
-	for _, a := range f.acks {
-		c.acked(ctx, a.lane, a.deliveries, a.reply)
-	}
-}
-
-// finish waits for a read and brings what it found in hand.
-func (r *reader) finish(ctx context.Context, f *fetch) (*batch, error) {
-	<-f.sent
-	defer r.fetches.Add(-1)
-	r.ahead = f.next
-	reply, err := f.cmd.Reply(ctx, r.c.rdb)
-	if redisx.IsNil(err) {
-		return nil, nil
-	}
-	if err != nil {
-		r.fast.Store(false)
-		return nil, err
-	}
-	defer reply.Free()
-	return r.c.take(&reply)
 }
 
 // take brings the entries of a read in hand.

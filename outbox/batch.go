@@ -113,7 +113,7 @@ FROM unnest($1::smallint[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], 
 	AS f(shard, epoch, batch, tag, snap_from, prev, complete, server)
 JOIN {schema}.relay_lease l ON l.shard = f.shard AND l.epoch = f.epoch
 WHERE set_config('synchronous_commit', CASE current_setting('synchronous_commit')
-	WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true) IS NOT NULL AND f.server = pg_postmaster_start_time()
+	WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true) IS NOT NULL AND f.server = ` + startedSQL + `
 ON CONFLICT DO NOTHING
 RETURNING b.shard, b.snap_to::text, b.frozen_at`
 

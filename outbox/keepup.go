@@ -68,9 +68,9 @@ func (r *Relay) upkeep(ctx context.Context) {
 // delayedRows is how many delayed rows one statement moves.
 const delayedRows = 500
 
-// Delayed rows are moved by one relay at a time, so that those of a key come in the order of their times.
+// Delayed rows are moved by one relay of a schema at a time, so that those of a key come in the order of their times.
 const moveDueSQL = `
-WITH turn AS MATERIALIZED (SELECT pg_try_advisory_xact_lock(7236837160519171408) AS mine),
+WITH turn AS MATERIALIZED (SELECT pg_try_advisory_xact_lock(723683716, '{schema}.outbox_delayed'::regclass::oid::integer) AS mine),
 due AS (
 	DELETE FROM {schema}.outbox_delayed d
 	USING (SELECT p.ctid FROM {schema}.outbox_delayed p, turn WHERE turn.mine AND p.due_at <= statement_timestamp()

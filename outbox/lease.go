@@ -32,6 +32,7 @@ func (c RelayConfig) leaseLength() time.Duration  { return c.LeaseTTL - c.leaseT
 func (c RelayConfig) leaseTrusted() time.Duration { return c.leaseLength() - c.leaseTick()/2 }
 func (c RelayConfig) leaseRenewal() time.Duration { return c.LeaseTTL / 3 }
 
+// What is noted as published is never above the log: a database that was restored knows less than this relay published.
 const (
 	instanceSQL = `
 INSERT INTO {schema}.relay_instance AS i (id, lease_until) VALUES ($1::text, clock_timestamp() + $2::bigint * interval '1 microsecond')
@@ -42,7 +43,8 @@ DELETE FROM {schema}.relay_instance WHERE id = $1::text OR lease_until < clock_t
 
 	renewSQL = `
 UPDATE {schema}.relay_lease l
-SET lease_until = clock_timestamp() + $2::bigint * interval '1 microsecond', published = greatest(l.published, p.published)
+SET lease_until = clock_timestamp() + $2::bigint * interval '1 microsecond', published = greatest(l.published, least(p.published,
+	(SELECT coalesce(max(batch), 0) FROM {schema}.relay_batch b WHERE b.shard = l.shard)))
 FROM unnest($3::smallint[], $4::bigint[], $5::bigint[]) AS p(shard, epoch, published)
 WHERE l.shard = p.shard AND l.epoch = p.epoch AND l.owner = $1::text
 RETURNING l.shard`
@@ -61,7 +63,8 @@ WHERE shard IN (
 RETURNING shard, epoch`
 
 	giveUpSQL = `
-UPDATE {schema}.relay_lease SET lease_until = '-infinity', published = greatest(published, $4::bigint)
+UPDATE {schema}.relay_lease l SET lease_until = '-infinity', published = greatest(published, least($4::bigint,
+	(SELECT coalesce(max(batch), 0) FROM {schema}.relay_batch b WHERE b.shard = l.shard)))
 WHERE shard = $1::smallint AND epoch = $2::bigint AND owner = $3::text`
 )
 

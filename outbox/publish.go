@@ -31,9 +31,9 @@ type Tx interface {
 // nothing was written. ErrPartitionMismatch says the same of a topic that was declared differently. After any
 // other error the transaction can only be rolled back.
 //
-// It takes one round trip for up to 1,000 events or 4 MiB; more events are written by COPY, in a few round trips, where
-// the transaction is pgx's. The first use of a topic declares it, which takes two more, and makes others that use it for the first time wait until this transaction ends: [Declare] does
-// it beforehand.
+// It takes one round trip for every 1,000 events or 4 MiB. More than 1,000 events are written by COPY instead, in a few
+// round trips, where the transaction is pgx's. The first use of a topic declares it, which takes two more, and makes
+// others that use it for the first time wait until this transaction ends: [Declare] does it beforehand.
 func Publish(ctx context.Context, tx Tx, topic stream.Topic, events ...stream.Event) error {
 	return Schema{}.Publish(ctx, tx, topic, events...)
 }
@@ -79,27 +79,39 @@ func (s Schema) insertAll(ctx context.Context, tx Tx, when due, topic stream.Top
 	if err := errors.Join(faults...); err != nil {
 		return err
 	}
-	_, copies := tx.(bulkTx)
-	copies = copies && when == atOnce && len(stamped) > insertEvents
-	for len(stamped) > 0 {
-		n, size := 0, 0
-		for n < len(stamped) && (copies || n < insertEvents && size < insertBytes) {
-			size += len(stamped[n].Data)
-			n++
-		}
-		if err := s.insert(ctx, tx, when, topic, stamped[:n]); err != nil {
-			return fmt.Errorf("outbox: publish to %s: %w", topic.Name, err)
-		}
-		stamped = stamped[n:]
+	var err error
+	if bulk, ok := tx.(bulkTx); ok && when == atOnce && len(stamped) > insertEvents {
+		err = s.insert(ctx, tx, topic, stamped, func(events []stream.Event) (int64, error) { return s.insertCopy(ctx, bulk, topic, events) })
+	} else {
+		err = s.insertParts(ctx, tx, when, topic, stamped)
+	}
+	if err != nil {
+		return fmt.Errorf("outbox: publish to %s: %w", topic.Name, err)
 	}
 	return nil
 }
 
-// insert writes the events, all of them or none. The statement inserts only if the topic stands in the
-// database as the program has it; where it inserts nothing, the topic is declared, and it runs again.
-func (s Schema) insert(ctx context.Context, tx Tx, when due, topic stream.Topic, events []stream.Event) error {
+func (s Schema) insertParts(ctx context.Context, tx Tx, when due, topic stream.Topic, events []stream.Event) error {
+	for len(events) > 0 {
+		n, size := 0, 0
+		for n < len(events) && n < insertEvents && size < insertBytes {
+			size += len(events[n].Data)
+			n++
+		}
+		err := s.insert(ctx, tx, topic, events[:n], func(events []stream.Event) (int64, error) { return s.insertOnce(ctx, tx, when, topic, events) })
+		if err != nil {
+			return err
+		}
+		events = events[n:]
+	}
+	return nil
+}
+
+// insert writes the events, all of them or none. write inserts only if the topic stands in the database
+// as the program has it; where it inserts nothing, the topic is declared, and it runs again.
+func (s Schema) insert(ctx context.Context, tx Tx, topic stream.Topic, events []stream.Event, write func([]stream.Event) (int64, error)) error {
 	for attempt := 0; ; attempt++ {
-		n, err := s.insertOnce(ctx, tx, when, topic, events)
+		n, err := write(events)
 		switch {
 		case err != nil:
 			return err
@@ -117,9 +129,6 @@ func (s Schema) insert(ctx context.Context, tx Tx, when due, topic stream.Topic,
 }
 
 func (s Schema) insertOnce(ctx context.Context, tx Tx, when due, topic stream.Topic, events []stream.Event) (int64, error) {
-	if len(events) > insertEvents {
-		return s.insertCopy(ctx, tx.(bulkTx), topic, events)
-	}
 	_, isSQL := tx.(sqlTx)
 	if len(events) > 1 && !isSQL {
 		return s.insertMany(ctx, tx, when, topic, events)

@@ -119,7 +119,7 @@ SELECT DISTINCT shard FROM {schema}.outbox_failed WHERE shard = ANY ($1::smallin
 	freezeRetrySQL = `
 WITH owner AS (
 	SELECT shard FROM {schema}.relay_lease
-	WHERE shard = $1::smallint AND epoch = $2::bigint AND $8::timestamptz = pg_postmaster_start_time()
+	WHERE shard = $1::smallint AND epoch = $2::bigint AND $8::timestamptz = ` + startedSQL + `
 ), frozen AS (
 	INSERT INTO {schema}.relay_batch (shard, batch, tag, snap_from, snap_to, prev, complete, retry)
 	SELECT shard, $3::bigint, $4::text, $5::pg_snapshot, $5::pg_snapshot, $6::jsonb, $7::boolean, true FROM owner

@@ -13,8 +13,9 @@ import (
 )
 
 // Schema is an outbox in a schema of its own, beside others in the same database: its methods are the package's functions
-// on its tables. Those functions themselves, and the zero value, work in the schema "streamkeel". Outboxes of one database know
-// nothing of each other; where they share a Redis, their topics need namespaces of their own.
+// on its tables; Republish and Upkeep have Schema in their configs. Those functions themselves, and the zero value, work in the
+// schema "streamkeel". Outboxes of one database know nothing of each other; where they share a Redis, their topics need
+// namespaces of their own.
 type Schema struct{ name pgschema.Name }
 
 // In returns the outbox in a schema, which migrations.In(schema).Up makes. The name must be

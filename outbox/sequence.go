@@ -59,7 +59,12 @@ func (r *Relay) sequence(ctx context.Context) {
 // rows of the batch before it are then no longer needed to know that, and may be dropped.
 const restAfter = time.Minute
 
-const probeSQL = `SELECT pg_current_snapshot()::text, {schema}.relay_probe($1::smallint[], $2::text[]), pg_postmaster_start_time()`
+// startedSQL is when the server began to hand out the transaction numbers that it hands out now. One that recovers
+// from a crash of a backend keeps its start time, and hands numbers out again that nobody may have written down; its
+// statistics begin anew.
+const startedSQL = `greatest(pg_postmaster_start_time(), pg_stat_get_bgwriter_stat_reset_time())`
+
+const probeSQL = `SELECT pg_current_snapshot()::text, {schema}.relay_probe($1::smallint[], $2::text[]), ` + startedSQL
 
 // freezeReady does one round: the idle shards that have rows get a batch to publish and leave the list.
 func (r *Relay) freezeReady(ctx context.Context, idle *[]*shard) (int, error) {

@@ -136,7 +136,7 @@ func (s *shard) takeOver(ctx context.Context) error {
 		if err = s.loadAside(ctx); err != nil {
 			return err
 		}
-		if err = s.relay.db.QueryRow(ctx, `SELECT pg_postmaster_start_time()`).Scan(&s.server); err != nil {
+		if err = s.relay.db.QueryRow(ctx, `SELECT `+startedSQL).Scan(&s.server); err != nil {
 			return fmt.Errorf("look at the server: %w", err)
 		}
 		c, err = s.relay.loadChain(ctx, s.number)
@@ -145,6 +145,7 @@ func (s *shard) takeOver(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	s.published.Store(0) // of another log, perhaps
 	clear(s.targets)
 	clear(s.byPlace)
 	for name, known := range c.known {

@@ -1,5 +1,5 @@
-// Package pgarchive keeps entries that retention trims in a Postgres table,
-// archive.
+// Package pgarchive keeps entries that retention trims in Postgres, in the
+// table archive of Streamkeel's schema.
 package pgarchive
 
 import (

@@ -129,6 +129,10 @@ func pgbench(ctx context.Context, pool *pgxpool.Pool, r recorder, scale float64)
 	if err != nil {
 		return 0, err
 	}
+	program := filepath.Join(filepath.Dir(server), "pgbench")
+	if _, err := os.Stat(program); err != nil {
+		return 0, fmt.Errorf("business-cost needs pgbench beside %s: install what brings Postgres's client programs, or set POSTGRES_BIN_DIR: %w", server, err)
+	}
 	seconds := max(1, int(businessTime.Seconds()*scale))
 	args := []string{"-n", "-M", "prepared", "-c", strconv.Itoa(businessClients), "-j", "2", "-T", strconv.Itoa(seconds)}
 	statement := parameter.ReplaceAllStringFunc(r.sql, func(p string) string {
@@ -156,7 +160,7 @@ func pgbench(ctx context.Context, pool *pgxpool.Pool, r recorder, scale float64)
 		return 0, err
 	}
 	args = append(args, "-f", script.Name(), pool.Config().ConnString())
-	out, err := exec.CommandContext(ctx, filepath.Join(filepath.Dir(server), "pgbench"), args...).CombinedOutput()
+	out, err := exec.CommandContext(ctx, program, args...).CombinedOutput()
 	if err != nil {
 		return 0, fmt.Errorf("pgbench: %w\n%s", err, out)
 	}

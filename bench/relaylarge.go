@@ -51,9 +51,13 @@ FROM streamkeel.relay_batch, generate_series(1, 2) n`
 // batches passes on what a relay published.
 type batches chan outbox.Observation
 
-func (b batches) Observe(_ context.Context, o outbox.Observation) {
-	if o.Moment == outbox.Published && o.Rows > 0 {
-		b <- o
+func (b batches) Observe(ctx context.Context, o outbox.Observation) {
+	if o.Moment != outbox.Published || o.Rows == 0 {
+		return
+	}
+	select {
+	case b <- o:
+	case <-ctx.Done(): // nobody waits any more
 	}
 }
 

@@ -109,8 +109,8 @@ func (c *Consumer) Name() string { return c.name }
 //
 // While Redis is away it waits and goes on by itself. It returns an error at once where
 // waiting cannot help: a topic that was declared differently, a group whose living consumers
-// disagree about Ordered, a server that is too old or
-// evicts, a connection pool that is too small, a missing permission. A consumer runs once.
+// disagree about Ordered, a server that is too old or evicts, a connection pool that is too
+// small, a missing permission. A consumer runs once.
 func (c *Consumer) Run(ctx context.Context) error {
 	if !c.started.CompareAndSwap(false, true) {
 		return errors.New("consumergroup: Run was called before; make another Consumer")

@@ -2,9 +2,7 @@ package consumergroup_test
 
 import (
 	"context"
-	"io"
 	"os"
-	"os/exec"
 	"os/signal"
 	"strconv"
 	"syscall"
@@ -80,14 +78,7 @@ func keepAlive(t *testing.T, env ...string) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		for ctx.Err() == nil {
-			cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^$")
-			cmd.Env = append(os.Environ(), env...)
-			cmd.Stdout, cmd.Stderr = io.Discard, io.Discard
-			cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-			cmd.WaitDelay = patience
-			_ = cmd.Run() // it is killed; that is the test
-		}
+		new(crew).keep(ctx, env)
 	}()
 	t.Cleanup(func() { cancel(); <-ended })
 }

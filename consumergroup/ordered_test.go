@@ -392,11 +392,12 @@ func TestStopOfAnOrderedConsumerCountsNothingThatItDidNotBegin(t *testing.T) {
 	f.leftClean()
 }
 
-// slowAck is a hook that lets the first ack of a leased partition take its time.
+// slowAck is a hook that holds the first ack of a leased partition up until it is released.
 type slowAck struct {
-	k     pel.Keys
-	began chan struct{}
-	once  sync.Once
+	k        pel.Keys
+	began    chan struct{}
+	released chan struct{}
+	once     sync.Once
 }
 
 func (*slowAck) DialHook(next redis.DialHook) redis.DialHook { return next }
@@ -411,7 +412,7 @@ func (s *slowAck) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 		if a := cmd.Args(); len(a) > 9 && a[3] == s.k.Stream && a[4] == s.k.Hash && a[8] == "0" {
 			s.once.Do(func() {
 				close(s.began)
-				time.Sleep(time.Second) // longer than the stop waits for the read at hand
+				<-s.released
 			})
 		}
 		return next(ctx, cmd)
@@ -421,14 +422,24 @@ func (s *slowAck) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 func TestStopDoesNotGiveUpAPartitionBeforeItsAcksAreThere(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1)
-	slow := &slowAck{k: f.keys(0), began: make(chan struct{})}
+	slow := &slowAck{k: f.keys(0), began: make(chan struct{}), released: make(chan struct{})}
 	f.rdb.AddHook(slow)
 	var seen ledger
 	cfg := f.ordered(consumergroup.HandlerFunc(func(_ context.Context, e stream.Event) error { seen.add(e.ID); return nil }))
 	a := f.run(cfg)
 	events := f.publish(20)
-	<-slow.began
-	require.NoError(t, a.stop())
+	select {
+	case <-slow.began:
+	case <-time.After(patience):
+		t.Fatal("no ack was seen")
+	}
+	stopped := make(chan error, 1)
+	go func() { stopped <- a.stop() }()
+	// It waits at most half a second for the read at hand, and would give the lease up then.
+	require.Never(t, func() bool { return !f.rdb.HExists(t.Context(), f.keys(0).Hash, "lease-owner").Val() }, time.Second, 10*time.Millisecond,
+		"the lease is given up before the ack is there")
+	close(slow.released)
+	require.NoError(t, <-stopped)
 	b := f.run(cfg)
 	seen.eventually(t, append(events, f.publish(1)...), 1)
 	f.atRest()

@@ -60,7 +60,6 @@ type line struct {
 	N       int    `json:"n"`
 	Key     string `json:"key"`
 	Attempt int    `json:"attempt"`
-	Runs    int    `json:"deliveries"`
 	OK      bool   `json:"ok"`
 }
 
@@ -75,7 +74,7 @@ func crewChild(url string) {
 	mux := consumergroup.NewMux()
 	consumergroup.Handle(mux, orderPlaced, func(ctx context.Context, e stream.Event, o order) error {
 		m, _ := consumergroup.MetadataFrom(ctx)
-		l := line{N: o.N, Key: e.Key, Attempt: m.Attempt, Runs: m.Deliveries, OK: !poison(o.N) && (!fails(o.N) || m.Attempt > 1) && !killing(o.N)}
+		l := line{N: o.N, Key: e.Key, Attempt: m.Attempt, OK: !poison(o.N) && (!fails(o.N) || m.Attempt > 1) && !killing(o.N)}
 		text, err := json.Marshal(l)
 		if err != nil {
 			return err
@@ -126,7 +125,10 @@ func (w *crew) keep(ctx context.Context, env []string) {
 			return cmd.Process.Signal(syscall.SIGTERM)
 		}
 		cmd.WaitDelay = patience
-		if cmd.Start() != nil {
+		if err := cmd.Start(); err != nil {
+			if ctx.Err() == nil {
+				panic(err) // or the crew would shrink unseen
+			}
 			return
 		}
 		w.mu.Lock()

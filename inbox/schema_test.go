@@ -1,26 +1,18 @@
 package inbox_test
 
 import (
-	"database/sql"
 	"testing"
 
-	_ "github.com/jackc/pgx/v5/stdlib"
 	"github.com/stretchr/testify/require"
 
 	"github.com/streamkeel/streamkeel/inbox"
 	"github.com/streamkeel/streamkeel/internal/testenv"
-	"github.com/streamkeel/streamkeel/migrations"
 	"github.com/streamkeel/streamkeel/stream"
 )
 
 func TestInboxesInTwoSchemasOfADatabaseDoNotSeeEachOther(t *testing.T) {
 	w := newWorld(t)
-	db, err := sql.Open("pgx", testenv.PostgresURL(t))
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, db.Close()) })
-	tables, err := migrations.In("billing")
-	require.NoError(t, err)
-	require.NoError(t, tables.Up(t.Context(), db))
+	testenv.MigrateIn(t, testenv.PostgresURL(t), "billing")
 	other, err := inbox.In("billing")
 	require.NoError(t, err)
 	e := stream.Event{ID: "e1", Source: "orders"}

@@ -11,9 +11,9 @@ import (
 	"github.com/streamkeel/streamkeel/internal/testenv"
 )
 
-// A backlog of the largest rows in as many shards as a relay reads at a time: what it holds of them is bounded by pages, not by
-// batches. The test is not parallel: it measures the process.
-func TestLargestRowsHoldARelayWithin64MiBOfItsStart(t *testing.T) {
+// A backlog of the largest rows in as many shards as a relay reads at a time: what it holds of them is bounded by pages, not
+// by batches. The test is not parallel: it measures the process.
+func TestLargestRowsKeepTheLiveHeapOfARelayWithin64MiBOfItsStart(t *testing.T) {
 	w := worldOn(t, testenv.Postgres(t), testenv.Redis(t), 2)
 	rows, rounds := 120, 1
 	if testenv.IsLong() {

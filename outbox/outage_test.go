@@ -41,15 +41,24 @@ func TestRowsWaitAndLeasesAreKeptWhileRedisHangs(t *testing.T) {
 	w := worldOn(t, testenv.Postgres(t), testenv.RedisClient(t, server.URL(), func(o *redis.Options) { o.ReadTimeout = 300 * time.Millisecond }), 3)
 	b := w.bank(12)
 	seen := &recorder{}
-	r := w.relay(func(c *RelayConfig) { c.Observer = seen })
+	r := w.relay(func(c *RelayConfig) { c.Observer, c.LeaseTTL = seen, 2*time.Second })
+	epochs := func() (epochs []int64) {
+		status, err := ReadStatus(t.Context(), w.pool)
+		require.NoError(t, err)
+		for _, s := range status.Shards {
+			epochs = append(epochs, s.Epoch)
+		}
+		return epochs
+	}
 	start(t, r)
 	stop := b.keepChanging()
 	w.eventuallyMore(50)
+	owned := epochs()
 	require.NoError(t, server.Pause())
-	until := time.Now().Add(1500 * time.Millisecond) // longer than a lease
+	until := time.Now().Add(3 * time.Second) // longer than a lease
 	seen.eventually(t, Waiting)
 	require.Eventually(t, func() bool { return time.Now().After(until) }, patience, 50*time.Millisecond)
-	require.Len(t, r.Owned(), 8, "the leases are kept")
+	require.Equal(t, owned, epochs(), "the leases are kept")
 	require.NoError(t, server.Resume())
 	n := len(w.ids())
 	w.eventuallyMore(n + 50)

@@ -112,22 +112,21 @@ func NewReclaimer(rdb redis.UniversalClient, limits Limits, reach *Reach) (*Recl
 	return &Reclaimer{rdb: rdb, limits: limits, reach: reach}, nil
 }
 
-// Bounds of a sweep's steps: what one call looks at, to how few entries a call shrinks
-// when calls time out, and the part of a call's time that the sweep pauses after one that
-// moved something, so that the server never works for the sweep alone. Pauses are saved up: shorter ones than
-// a timer can tell would become longer.
+// Bounds of a sweep's steps.
 const (
-	sweepExamine  = 200
-	sweepFewest   = callEntries / 8
-	sweepPauseFor = 5
-	sweepPause    = 2 * time.Millisecond
+	sweepExamine = 200             // entries that a call looks at
+	sweepFewest  = callEntries / 8 // that it moves at the most, where calls time out
+	// After calls that moved something the sweep pauses for a fifth of their time, so that the
+	// server never works for it alone. Pauses are saved up: a timer makes short ones longer.
+	sweepShare = 5
+	sweepPause = 2 * time.Millisecond
 )
 
 // Sweep goes once through the pending lists of the group, of the topic's stream and of
 // the retry stream, in bounded calls, and reports each entry that it took to fn. Where the
 // server was not in reach without a gap for MinIdle it does nothing. A call that times out
-// is repeated with half as many entries, a few times; any other error ends the sweep, and
-// the next one starts over.
+// is repeated with half as many entries, a few times; what it took nevertheless is not
+// reported. Any other error ends the sweep, and the next one starts over.
 func (r *Reclaimer) Sweep(ctx context.Context, k Keys, fn func(Reclaimed)) error {
 	return r.sweep(ctx, k, false, fn)
 }
@@ -164,7 +163,7 @@ func (r *Reclaimer) sweep(ctx context.Context, k Keys, ordered bool, fn func(Rec
 				fn(one)
 			}
 			cursor = next
-			if owed += time.Since(began) / sweepPauseFor; cursor != "" && len(taken) > 0 && owed >= sweepPause {
+			if owed += time.Since(began) / sweepShare; cursor != "" && len(taken) > 0 && owed >= sweepPause {
 				if !redisx.Pause(ctx, owed) {
 					return ctx.Err()
 				}

@@ -2,15 +2,12 @@ package saga_test
 
 import (
 	"context"
-	"database/sql"
 	"testing"
 	"time"
 
-	_ "github.com/jackc/pgx/v5/stdlib"
 	"github.com/stretchr/testify/require"
 
 	"github.com/streamkeel/streamkeel/internal/testenv"
-	"github.com/streamkeel/streamkeel/migrations"
 	"github.com/streamkeel/streamkeel/saga"
 	"github.com/streamkeel/streamkeel/stream"
 )
@@ -18,13 +15,8 @@ import (
 func TestSagasOfAnotherSchemaNeedNoOther(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
-	db, err := sql.Open("pgx", testenv.PostgresURL(t))
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, db.Close()) })
-	tables, err := migrations.In("billing")
-	require.NoError(t, err)
-	require.NoError(t, tables.Up(t.Context(), db))
-	_, err = s.pool.Exec(t.Context(), `DROP SCHEMA streamkeel CASCADE`)
+	testenv.MigrateIn(t, testenv.PostgresURL(t), "billing")
+	_, err := s.pool.Exec(t.Context(), `DROP SCHEMA streamkeel CASCADE`)
 	require.NoError(t, err)
 
 	f := s.flow(func(c *saga.Config) { c.Schema = "billing" })

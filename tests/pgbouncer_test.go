@@ -70,7 +70,7 @@ max_client_conn = 100
 	ended := make(chan struct{})
 	go func() { defer close(ended); _ = cmd.Wait() }() // with the signal's status
 	t.Cleanup(func() {
-		require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
+		_ = cmd.Process.Signal(syscall.SIGTERM) // or it has ended by itself
 		<-ended
 		if t.Failed() {
 			t.Log(log.String())
@@ -78,9 +78,19 @@ max_client_conn = 100
 	})
 	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 	require.Eventually(t, func() bool {
+		select {
+		case <-ended:
+			return true
+		default:
+		}
 		conn, err := net.Dial("tcp", address)
 		return err == nil && conn.Close() == nil
 	}, 10*time.Second, 10*time.Millisecond)
+	select {
+	case <-ended:
+		require.FailNow(t, "pgbouncer ended")
+	default:
+	}
 	return &url.URL{Scheme: "postgres", User: url.User(database.User), Host: address, Path: "/" + database.Database}
 }
 

@@ -112,7 +112,7 @@ func TestOutboxStatusTellsWhoRelaysAndWhatWaits(t *testing.T) {
 	o.publish("a", "b", "c")
 	status := document[outboxDocument](o.shop, "outbox", "status")
 	require.Len(t, status.Shards, 8)
-	require.Equal(t, 7, status.DaysAhead)
+	require.InDelta(t, 7, status.DaysAhead, 1) // a day may end meanwhile
 	waiting := 0
 	for _, s := range status.Shards {
 		waiting += int(s.Unpublished)

@@ -57,18 +57,28 @@ func closePool(t testing.TB, pool *pgxpool.Pool, patience time.Duration) {
 // Migrate applies the migrations to a database, such as one of PrivatePostgres.
 func Migrate(t testing.TB, databaseURL string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), stepTimeout)
-	defer cancel()
-	require.NoError(t, migrate(ctx, databaseURL))
+	MigrateIn(t, databaseURL, "")
 }
 
-func migrate(ctx context.Context, databaseURL string) error {
+// MigrateIn is Migrate for the tables of a schema of their own.
+func MigrateIn(t testing.TB, databaseURL, schema string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), stepTimeout)
+	defer cancel()
+	require.NoError(t, migrate(ctx, databaseURL, schema))
+}
+
+func migrate(ctx context.Context, databaseURL, schema string) error {
+	tables, err := migrations.In(schema)
+	if err != nil {
+		return err
+	}
 	db, err := sql.Open("pgx", databaseURL)
 	if err != nil {
 		return err
 	}
 	defer db.Close()
-	return migrations.Up(ctx, db)
+	return tables.Up(ctx, db)
 }
 
 // databases holds the URL of each running test's database.

@@ -89,7 +89,7 @@ func makeTemplate(ctx context.Context, conn *pgx.Conn, serverURL, name string) e
 	if err != nil {
 		return err
 	}
-	if err := migrate(ctx, templateURL); err != nil {
+	if err := migrate(ctx, templateURL, ""); err != nil {
 		return err
 	}
 	// A database that somebody is connected to cannot be copied.

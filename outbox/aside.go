@@ -19,7 +19,7 @@ type refusal struct{ error }
 // that between two batches this is all there is.
 type aside struct {
 	rows    map[int64]bool                // of the batch in hand: they are in outbox_failed
-	present map[int64]bool                // of the batch in hand: they are in their stream, though its position does not tell
+	present map[rowEvent]bool             // they are in their stream, though its position does not tell
 	refused map[int64]string              // of the batch in hand: they go there, and why
 	streams map[*target]string            // of the batch in hand: all rows of the stream go there
 	parked  map[parkedKey]stream.Position // rows of these keys behind this position follow
@@ -92,14 +92,14 @@ func (s *shard) loadAsideRows(ctx context.Context, number int64) error {
 
 // forgetAside forgets the rows of the batch that was in hand.
 func (s *shard) forgetAside() {
-	s.aside.rows, s.aside.present = map[int64]bool{}, map[int64]bool{}
+	s.aside.rows, s.aside.present = map[int64]bool{}, map[rowEvent]bool{}
 	s.aside.refused, s.aside.streams = map[int64]string{}, map[*target]string{}
 	s.aside.pending = nil
 }
 
 // place returns where a row goes; nil if it is set aside.
 func (s *shard) place(ctx context.Context, b *batch, w *row) (*target, error) {
-	if s.aside.rows[w.id] || s.aside.present[w.id] {
+	if s.aside.rows[w.id] || s.aside.present[rowEvent{w.id, w.event.ID}] {
 		return nil, nil
 	}
 	t, err := s.target(ctx, w)

@@ -22,10 +22,20 @@ func RepublishLost(ctx context.Context, pool *pgxpool.Pool, shard int) error {
 	return Schema{}.RepublishLost(ctx, pool, shard)
 }
 
+// RepublishLost is the package's RepublishLost, for this schema.
+func (s Schema) RepublishLost(ctx context.Context, pool *pgxpool.Pool, shard int) error {
+	return s.decide(ctx, pool, shard, decisionRepublish, ReasonLoss)
+}
+
 // AcceptLoss has a shard that stands still because of a loss go on without it: the lost events are in no
 // stream any more, and groups and projections that had not read them never will.
 func AcceptLoss(ctx context.Context, pool *pgxpool.Pool, shard int) error {
 	return Schema{}.AcceptLoss(ctx, pool, shard)
+}
+
+// AcceptLoss is the package's AcceptLoss, for this schema.
+func (s Schema) AcceptLoss(ctx context.Context, pool *pgxpool.Pool, shard int) error {
+	return s.decide(ctx, pool, shard, decisionAcceptLoss, ReasonLoss)
 }
 
 // Resync has a shard that stands still because Redis is ahead (ReasonAhead) go on with batch numbers above what Redis
@@ -34,10 +44,15 @@ func Resync(ctx context.Context, pool *pgxpool.Pool, shard int) error {
 	return Schema{}.Resync(ctx, pool, shard)
 }
 
+// Resync is the package's Resync, for this schema.
+func (s Schema) Resync(ctx context.Context, pool *pgxpool.Pool, shard int) error {
+	return s.decide(ctx, pool, shard, decisionResync, ReasonAhead)
+}
+
 const decideSQL = `UPDATE {schema}.relay_stop SET decision = $2::text WHERE shard = $1::smallint AND reason = $3::text`
 
-func decide(ctx context.Context, db database, shard int, d decision, reason Reason) error {
-	tag, err := db.Exec(ctx, decideSQL, shard, string(d), string(reason))
+func (s Schema) decide(ctx context.Context, pool *pgxpool.Pool, shard int, d decision, reason Reason) error {
+	tag, err := s.database(pool).Exec(ctx, decideSQL, shard, string(d), string(reason))
 	if err != nil {
 		return fmt.Errorf("outbox: %s shard %d: %w", d, shard, err)
 	}
@@ -87,12 +102,13 @@ func ListFailed(ctx context.Context, pool *pgxpool.Pool, filter FailedFilter) ([
 	return Schema{}.ListFailed(ctx, pool, filter)
 }
 
-func listFailed(ctx context.Context, db database, filter FailedFilter) ([]Failed, error) {
+// ListFailed is the package's ListFailed, for this schema.
+func (s Schema) ListFailed(ctx context.Context, pool *pgxpool.Pool, filter FailedFilter) ([]Failed, error) {
 	limit := filter.Limit
 	if limit <= 0 {
 		limit = 100
 	}
-	rows, err := db.Query(ctx, listFailedSQL, filter.Topic, filter.Namespace, filter.Key, filter.After, limit)
+	rows, err := s.database(pool).Query(ctx, listFailedSQL, filter.Topic, filter.Namespace, filter.Key, filter.After, limit)
 	if err != nil {
 		return nil, fmt.Errorf("outbox: list failed rows: %w", err)
 	}
@@ -114,8 +130,9 @@ func RetryFailed(ctx context.Context, pool *pgxpool.Pool, filter FailedFilter) (
 	return Schema{}.RetryFailed(ctx, pool, filter)
 }
 
-func retryFailed(ctx context.Context, db database, filter FailedFilter) (int64, error) {
-	tag, err := db.Exec(ctx, retryFailedSQL, filter.Topic, filter.Namespace, filter.Key)
+// RetryFailed is the package's RetryFailed, for this schema.
+func (s Schema) RetryFailed(ctx context.Context, pool *pgxpool.Pool, filter FailedFilter) (int64, error) {
+	tag, err := s.database(pool).Exec(ctx, retryFailedSQL, filter.Topic, filter.Namespace, filter.Key)
 	if err != nil {
 		return 0, fmt.Errorf("outbox: retry failed rows: %w", err)
 	}

@@ -3,7 +3,7 @@ package outbox
 import (
 	"context"
 	"fmt"
-	"slices"
+	"iter"
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -13,97 +13,125 @@ import (
 	"github.com/streamkeel/streamkeel/stream"
 )
 
-// ghostsAtOnce is how many entries of a stream are read at a time, from its end.
-const ghostsAtOnce = 100
-
-// Ghosts lists the entries of a shard's streams that the outbox knows nothing of, because Postgres lost them after they
+// Ghosts yields the entries of a shard's streams that the outbox knows nothing of, because Postgres lost them after they
 // were published (ReasonAhead), stream by stream, oldest first. The shard must stand still, or entries that are
-// published meanwhile are listed too.
-func Ghosts(ctx context.Context, pool *pgxpool.Pool, rdb redis.UniversalClient, shard int) ([]stream.Entry, error) {
+// published meanwhile are among them. It reads both servers while it is ranged over, holds a few entries at a time and the ids
+// of the shard's last batch, and ends with the first error.
+func Ghosts(ctx context.Context, pool *pgxpool.Pool, rdb redis.UniversalClient, shard int) iter.Seq2[stream.Entry, error] {
 	return Schema{}.Ghosts(ctx, pool, rdb, shard)
 }
 
-func ghosts(ctx context.Context, r *Relay, shard int) ([]stream.Entry, error) {
+// Ghosts is the package's Ghosts, for this schema.
+func (s Schema) Ghosts(ctx context.Context, pool *pgxpool.Pool, rdb redis.UniversalClient, shard int) iter.Seq2[stream.Entry, error] {
+	return func(yield func(stream.Entry, error) bool) {
+		err := s.operator(pool, rdb).ghosts(ctx, shard, func(en stream.Entry) bool { return yield(en, nil) })
+		if err != nil {
+			yield(stream.Entry{}, fmt.Errorf("outbox: ghosts: %w", err))
+		}
+	}
+}
+
+// ghosts visits the ghosts until visit returns false.
+func (r *Relay) ghosts(ctx context.Context, shard int, visit func(stream.Entry) bool) error {
 	if err := r.topics.load(ctx); err != nil {
-		return nil, fmt.Errorf("outbox: ghosts: %w", err)
+		return err
 	}
 	c, err := r.loadChain(ctx, shard)
 	if err != nil {
-		return nil, fmt.Errorf("outbox: ghosts: %w", err)
+		return err
 	}
-	if err := r.db.QueryRow(ctx, `SELECT count(*) FROM {schema}.relay_lease`).Scan(&r.shards); err != nil {
-		return nil, fmt.Errorf("outbox: ghosts: %w", err)
-	}
-	own, err := r.idsOf(ctx, shard, &c.last)
+	shards, err := readShards(ctx, r.db)
 	if err != nil {
-		return nil, fmt.Errorf("outbox: ghosts: %w", err)
+		return err
 	}
-	var all []stream.Entry
-	for _, topic := range r.topics.placed() {
-		for p := range topic.Count() {
-			if (topic.firstShard+p)%r.shards != shard {
-				continue
-			}
-			known := c.known[targetName(topic, p)]
-			ghosts, _, err := entriesBehind(ctx, r.rdb, topic.StreamKey(p), known, 0, own)
-			if err != nil {
-				return nil, fmt.Errorf("outbox: ghosts in %s: %w", topic.StreamKey(p), err)
-			}
-			all = append(all, ghosts...)
-		}
-	}
-	return all, nil
-}
-
-// idsOf returns the ids of a batch's events, by row.
-func (r *Relay) idsOf(ctx context.Context, shard int, b *batch) (map[int64]string, error) {
-	ids := map[int64]string{}
-	err := r.eachPage(ctx, shard, b, 0, func(p *page) error {
+	own := map[rowEvent]bool{}
+	err = r.eachPage(ctx, shard, &c.last, 0, func(p *page) error {
 		for i := range p.rows {
-			ids[p.rows[i].id] = strings.Clone(p.rows[i].event.ID)
+			own[rowEvent{p.rows[i].id, strings.Clone(p.rows[i].event.ID)}] = true
 		}
 		return nil
 	})
-	return ids, err
-}
-
-// entriesBehind reads a stream from its end back to the last row that is known before a batch. It returns the entries that
-// the outbox knows nothing of, oldest first, and which rows of the batch the stream holds; own are the batch's
-// events. With a number they count only if they were published in the batch of that number.
-func entriesBehind(ctx context.Context, rdb redis.UniversalClient, key string, known stream.Position, number int64, own map[int64]string) (ghosts []stream.Entry, present map[int64]bool, err error) {
-	present = map[int64]bool{}
-	for end := "+"; ; {
-		reply, err := redisx.Raw(ctx, rdb, "xrevrange", key, end, "-", "count", ghostsAtOnce)
-		if err != nil {
-			return nil, nil, err
-		}
-		n, err := reply.Array()
-		if err != nil {
-			return nil, nil, err
-		}
-		for range n {
-			en, ok, err := stream.DecodeEntry(&reply, key)
-			if err != nil {
-				return nil, nil, err
-			}
-			end = "(" + en.ID.String()
-			sequence := en.Event.Sequence
-			if !ok || sequence.IsZero() {
-				continue // somebody else's
-			}
-			if sequence.Compare(known) <= 0 {
-				slices.Reverse(ghosts)
-				return ghosts, present, nil
-			}
-			if id, ok := own[sequence.Row]; ok && id == en.Event.ID && (number == 0 || sequence.Batch == number) {
-				present[sequence.Row] = true
+	if err != nil {
+		return err
+	}
+	for _, topic := range r.topics.placed() {
+		for p := range topic.Count() {
+			if (topic.firstShard+p)%len(shards) != shard {
 				continue
 			}
-			ghosts = append(ghosts, en)
+			for en, err := range entriesBehind(ctx, r.rdb, topic.StreamKey(p), c.known[targetName(topic, p)]) {
+				if err != nil {
+					return err
+				}
+				if !own[rowEvent{en.Event.Sequence.Row, en.Event.ID}] && !visit(en) {
+					return nil
+				}
+			}
 		}
-		if n < ghostsAtOnce {
-			slices.Reverse(ghosts)
-			return ghosts, present, nil
+	}
+	return nil
+}
+
+// rowEvent tells a row from others that had its number: a Postgres that lost rows gives out their numbers again.
+type rowEvent struct {
+	row int64
+	id  string // of the event
+}
+
+// entriesBehind yields the rows that a stream holds behind a position, oldest first. Streams have no index of positions: it
+// looks from the end where they begin.
+func entriesBehind(ctx context.Context, rdb redis.UniversalClient, key string, known stream.Position) iter.Seq2[stream.Entry, error] {
+	return func(yield func(stream.Entry, error) bool) {
+		first := ""
+		for en, err := range rowEntries(ctx, rdb, key, "xrevrange", "+", "-") {
+			if err != nil {
+				yield(en, err)
+				return
+			}
+			if en.Event.Sequence.Compare(known) <= 0 {
+				break
+			}
+			first = en.ID.String()
+		}
+		if first != "" {
+			rowEntries(ctx, rdb, key, "xrange", first, "+")(yield)
+		}
+	}
+}
+
+// entriesAtOnce is how many entries are read, and held, at a time. They may have 1 MiB each.
+const entriesAtOnce = 20
+
+// rowEntries yields the rows that a stream holds, in the order of the command: what others wrote is left out, and copies, which
+// have the positions of earlier entries.
+func rowEntries(ctx context.Context, rdb redis.UniversalClient, key, command, from, to string) iter.Seq2[stream.Entry, error] {
+	return func(yield func(stream.Entry, error) bool) {
+		fail := func(err error) { yield(stream.Entry{}, fmt.Errorf("read stream %s: %w", key, err)) }
+		for {
+			reply, err := redisx.Raw(ctx, rdb, command, key, from, to, "count", entriesAtOnce)
+			if err != nil {
+				fail(err)
+				return
+			}
+			n, err := reply.Array()
+			if err != nil {
+				fail(err)
+				return
+			}
+			for range n {
+				en, _, err := stream.DecodeEntry(&reply, key)
+				if err != nil {
+					fail(err)
+					return
+				}
+				from = "(" + en.ID.String()
+				if !en.Event.Sequence.IsZero() && !isCopy(&en) && !yield(en, nil) {
+					return
+				}
+			}
+			if n < entriesAtOnce {
+				return
+			}
 		}
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -246,52 +248,68 @@ WHERE shard = (SELECT first_shard FROM {schema}.topic WHERE name = 'orders') RET
 	b.verify()
 }
 
-// Rows that Postgres lost in a failover are in Redis: the next batch would overwrite their history.
-func TestRelayStopsWhereRedisIsAheadOfPostgres(t *testing.T) {
+// lose takes back what tables get while fn runs, as a standby that is promoted lacks it.
+func (w *world) lose(fn func(), tables ...string) {
+	w.t.Helper()
+	exec := func(sql string) {
+		w.t.Helper()
+		_, err := w.pool.Exec(w.t.Context(), query(sql))
+		require.NoError(w.t, err)
+	}
+	for i, table := range tables {
+		exec(fmt.Sprintf("CREATE TABLE saved_%d AS SELECT * FROM %s", i, table))
+	}
+	fn()
+	for i, table := range tables {
+		exec(fmt.Sprintf("DELETE FROM %s", table))
+		exec(fmt.Sprintf("INSERT INTO %s SELECT * FROM saved_%d", table, i))
+	}
+}
+
+func (w *world) ghosts(shard int) (ids []string) {
+	w.t.Helper()
+	for en, err := range Ghosts(w.t.Context(), w.pool, w.rdb, shard) {
+		require.NoError(w.t, err)
+		ids = append(ids, en.Event.ID)
+	}
+	return ids
+}
+
+// theLog and theRows are what a Postgres may have lost.
+var (
+	theLog  = []string{"{schema}.relay_batch", "{schema}.relay_lease"}
+	theRows = []string{"{schema}.outbox", "bank"}
+)
+
+// newBehind returns a world without a relay. Its stream has 16 entries, of the last 8 of which Postgres has lost the tables.
+func newBehind(t *testing.T, lost ...string) (*world, bank) {
+	t.Helper()
 	t.Parallel()
 	server := testenv.PrivatePostgres(t, servers.PostgresConfig{})
 	testenv.Migrate(t, server.URL())
 	w := worldOn(t, testenv.Pool(t, server.URL()), testenv.Redis(t), 1)
 	b := w.bank(4)
+	publish := func() {
+		stop := start(t, w.relay())
+		b.verifyEach(2)
+		eventuallyIdle(t, w)
+		stop()
+	}
+	publish()
+	w.lose(publish, lost...)
+	return w, b
+}
+
+// Rows that Postgres lost in a failover are in Redis: the next batch would overwrite their history.
+func TestRelayStopsWhereRedisIsAheadOfPostgres(t *testing.T) {
+	w, b := newBehind(t, slices.Concat(theLog, theRows)...)
 	ctx := t.Context()
-	stop := start(t, w.relay())
-	b.verifyEach(2)
-	eventuallyIdle(t, w)
-	stop()
-
-	// The standby that was promoted has what was there until now. Simulated: what comes next is taken back.
-	save := []string{"relay_batch", "outbox", "relay_lease"}
-	for _, table := range save {
-		_, err := w.pool.Exec(ctx, query("CREATE TABLE saved_"+table+" AS SELECT * FROM {schema}."+table))
-		require.NoError(t, err)
-	}
-	_, err := w.pool.Exec(ctx, "CREATE TABLE saved_bank AS SELECT * FROM bank")
-	require.NoError(t, err)
-	stop = start(t, w.relay())
-	b.verifyEach(2)
-	eventuallyIdle(t, w)
-	stop()
-	for _, table := range save {
-		_, err := w.pool.Exec(ctx, query("DELETE FROM {schema}."+table))
-		require.NoError(t, err)
-		_, err = w.pool.Exec(ctx, query("INSERT INTO {schema}."+table+" SELECT * FROM saved_"+table))
-		require.NoError(t, err)
-	}
-	_, err = w.pool.Exec(ctx, "DELETE FROM bank; INSERT INTO bank SELECT * FROM saved_bank")
-	require.NoError(t, err)
-
 	ghosts := w.ids()[8:]
 	start(t, w.relay())
 	b.changes(4)
 	stopped := w.stopped(ReasonAhead)
 	require.Len(t, w.ids(), 16, "nothing is added")
-	found, err := Ghosts(ctx, w.pool, w.rdb, stopped.Shard)
-	require.NoError(t, err)
-	var ids []string
-	for _, en := range found {
-		ids = append(ids, en.Event.ID)
-	}
-	require.Equal(t, ghosts, ids)
+	require.Equal(t, ghosts, w.ghosts(stopped.Shard))
 	require.NoError(t, Resync(ctx, w.pool, stopped.Shard))
 	w.eventually(20)
 	b.changes(8)
@@ -307,6 +325,73 @@ func TestRelayStopsWhereRedisIsAheadOfPostgres(t *testing.T) {
 	for i := 1; i < len(entries); i++ {
 		require.Positive(t, entries[i].Event.Sequence.Compare(entries[i-1].Event.Sequence), "sequences grow")
 	}
+}
+
+// The log of batches may lack what the outbox has: then the rows are in Redis under numbers that nobody knows.
+func TestRowsWhoseBatchesPostgresLostAreNoGhostsAndDoNotComeAgain(t *testing.T) {
+	w, b := newBehind(t, theLog...)
+	start(t, w.relay())
+	b.changes(4)
+	stopped := w.stopped(ReasonAhead)
+	require.Empty(t, w.ghosts(stopped.Shard))
+	require.NoError(t, Resync(t.Context(), w.pool, stopped.Shard))
+	b.verify()
+	b.verifyEach(2)
+}
+
+// reads counts reads of streams, and the calls of scripts.
+type reads struct{ ranges, scripts atomic.Int64 }
+
+func (r *reads) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (r *reads) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		if strings.Contains(cmd.Name(), "range") {
+			r.ranges.Add(1)
+		}
+		return next(ctx, cmd)
+	}
+}
+
+func (r *reads) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		for _, cmd := range cmds {
+			if cmd.Name() == "evalsha" {
+				r.scripts.Add(1)
+			}
+		}
+		return next(ctx, cmds)
+	}
+}
+
+// A shard may stand still for days, before a stream with millions of entries that Postgres lost.
+func TestStreamThatIsAheadIsReadOnceWhileItsShardStandsStill(t *testing.T) {
+	w, b := newBehind(t, slices.Concat(theLog, theRows)...)
+	seen := &reads{}
+	w.rdb.AddHook(seen)
+	start(t, w.relay())
+	b.changes(4)
+	w.stopped(ReasonAhead)
+	looks, tries := seen.ranges.Load(), seen.scripts.Load()
+	require.Positive(t, looks)
+	require.Eventually(t, func() bool { return seen.scripts.Load() >= tries+2 }, patience, 10*time.Millisecond, "it tries again")
+	require.Equal(t, looks, seen.ranges.Load())
+}
+
+// Copies stand at the stream's end, with positions that lie before those of what Postgres lost.
+func TestCopiesBehindWhatPostgresLostHideNothing(t *testing.T) {
+	w, b := newBehind(t, slices.Concat(theLog, theRows)...)
+	ghosts := w.ids()[8:]
+	sum, err := Republish(t.Context(), w.pool, w.rdb, RepublishConfig{From: time.Now().Add(-time.Hour)})
+	require.NoError(t, err)
+	require.EqualValues(t, 8, sum.Rows)
+	start(t, w.relay())
+	b.changes(4)
+	stopped := w.stopped(ReasonAhead)
+	require.Equal(t, ghosts, w.ghosts(stopped.Shard))
+	require.NoError(t, Resync(t.Context(), w.pool, stopped.Shard))
+	w.eventually(16 + 8 + 4)
+	require.Equal(t, ghosts, w.ids()[8:16])
 }
 
 // eventuallyIdle waits until the status says that everything is in Redis.

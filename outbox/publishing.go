@@ -14,6 +14,7 @@ type progress struct {
 	after       int64 // every row up to here is in Redis, or set aside
 	rows, bytes int64 // that were added
 	only        map[*target]bool
+	lacking     *target // a stream that is ahead, and lacks rows of the batch
 }
 
 // publish brings the batch into Redis, wholly, whatever it takes. It returns an error only if the lease is lost or
@@ -87,7 +88,7 @@ func (s *shard) overcome(ctx context.Context, b *batch, at *progress, err error,
 			return err
 		}
 		if f.kind == faultAhead {
-			if done, err := s.wasPublished(ctx, b, f.target); done || err != nil {
+			if done, err := s.wasPublished(ctx, b, at, f.target); done || err != nil {
 				return err
 			}
 		}

@@ -68,15 +68,16 @@ WHERE shard = $1::smallint AND batch = $2::bigint`
 	forgetBatchesSQL = `DELETE FROM {schema}.relay_batch WHERE shard = $1::smallint AND batch < $2::bigint`
 )
 
-func restamp(ctx context.Context, r *Relay, dryRun bool) (Restamped, error) {
-	done, err := restampAll(ctx, r, dryRun)
+// Restamp is the package's Restamp, for this schema.
+func (s Schema) Restamp(ctx context.Context, pool *pgxpool.Pool, rdb redis.UniversalClient, dryRun bool) (Restamped, error) {
+	done, err := s.operator(pool, rdb).restamp(ctx, dryRun)
 	if err != nil {
 		return done, fmt.Errorf("outbox: restamp: %w", err)
 	}
 	return done, nil
 }
 
-func restampAll(ctx context.Context, r *Relay, dryRun bool) (done Restamped, err error) {
+func (r *Relay) restamp(ctx context.Context, dryRun bool) (done Restamped, err error) {
 	if err := r.topics.load(ctx); err != nil {
 		return done, err
 	}
@@ -97,7 +98,7 @@ func restampAll(ctx context.Context, r *Relay, dryRun bool) (done Restamped, err
 		if dryRun {
 			return tx.QueryRow(ctx, countRowsSQL).Scan(&done.Rows)
 		}
-		done.Rows, err = restampRows(ctx, r, tx)
+		done.Rows, err = restampRows(ctx, database{tx, r.db.pool})
 		return err
 	})
 	if err != nil {
@@ -110,17 +111,17 @@ func restampAll(ctx context.Context, r *Relay, dryRun bool) (done Restamped, err
 	return done, err
 }
 
-func restampRows(ctx context.Context, r *Relay, tx tables) (int64, error) {
+func restampRows(ctx context.Context, tx database) (int64, error) {
 	tag, err := tx.Exec(ctx, restampRowsSQL)
 	if err != nil {
 		return 0, err
 	}
-	shards, err := readShards(ctx, r.db)
+	shards, err := readShards(ctx, tx)
 	if err != nil {
 		return 0, err
 	}
 	for _, n := range shards {
-		c, err := r.loadChain(ctx, n)
+		c, err := (&Relay{db: tx}).loadChain(ctx, n)
 		if err != nil {
 			return 0, err
 		}

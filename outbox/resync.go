@@ -3,8 +3,9 @@ package outbox
 import (
 	"context"
 	_ "embed"
+	"errors"
 	"fmt"
-	"maps"
+	"iter"
 	"slices"
 	"strings"
 	"time"
@@ -37,14 +38,11 @@ func (s *shard) acceptLoss(ctx context.Context, lost loss) error {
 }
 
 // resync goes on above what Redis holds of rows that Postgres lost. The rows of the batch in hand for these streams
-// would count as there already: those that are not are set aside, and come again in a batch whose number lies above.
+// would count as there already: those that are not are set aside, and come again in a batch whose number lies above. It remembers
+// what the streams hold, about 100 bytes for each row behind what Postgres knows, until the batch is done.
 func (s *shard) resync(ctx context.Context, b *batch) error {
 	return s.insist(ctx, "resyncing failed", func() error {
 		all, err := s.relay.positions(ctx, s.writtenTargets())
-		if err != nil {
-			return err
-		}
-		own, err := s.relay.idsOf(ctx, s.number, b)
 		if err != nil {
 			return err
 		}
@@ -52,11 +50,12 @@ func (s *shard) resync(ctx context.Context, b *batch) error {
 			if held.Compare(t.known) <= 0 || held.tag == b.tag && held.Batch == b.number {
 				continue
 			}
-			_, present, err := entriesBehind(ctx, s.relay.rdb, t.stream, t.known, 0, own)
-			if err != nil {
-				return err
+			for en, err := range entriesBehind(ctx, s.relay.rdb, t.stream, t.known) {
+				if err != nil {
+					return err
+				}
+				s.aside.present[rowEvent{en.Event.Sequence.Row, strings.Clone(en.Event.ID)}] = true
 			}
-			maps.Copy(s.aside.present, present)
 			t.known, t.held = held.Position, stream.Position{}
 			s.above = max(s.above, held.Batch+1)
 			s.aside.streams[t] = reasonResync
@@ -71,30 +70,57 @@ func (s *shard) resync(ctx context.Context, b *batch) error {
 // wasPublished reports whether a stream that is ahead has all rows of the batch, which then was published before Postgres lost
 // what came after it, and is done. The next batch holds every row that Postgres still has and that no batch had; what became of
 // these in Redis can only be told with all of them in hand.
-func (s *shard) wasPublished(ctx context.Context, b *batch, t *target) (done bool, err error) {
+//
+// What a stream lacks it goes on to lack while the shard stands still, so a batch's rows are looked for once.
+func (s *shard) wasPublished(ctx context.Context, b *batch, at *progress, t *target) (done bool, err error) {
+	if at.lacking == t {
+		return false, nil
+	}
 	err = s.insist(ctx, "looking for what Postgres lost failed", func() error {
-		own, last := map[int64]string{}, t.known
-		err := s.eachPage(ctx, b, 0, func(p *page) error {
-			for i := range p.rows {
-				w := &p.rows[i]
-				pos := stream.Position{Batch: b.number, Row: w.id}
-				if (place{w.topic, w.partition}) == t.place && !s.aside.rows[w.id] && pos.Compare(t.known) > 0 {
-					own[w.id], last = strings.Clone(w.event.ID), pos
-				}
-			}
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-		_, present, err := entriesBehind(ctx, s.relay.rdb, t.stream, t.known, b.number, own)
-		if done = err == nil && len(present) == len(own); done {
+		last, err := s.findRows(ctx, b, t)
+		switch {
+		case err == nil:
+			done = true
 			t.known = last
 			s.touch(t)
+		case errors.Is(err, errLacking):
+			at.lacking = t
+			return nil
 		}
 		return err
 	})
 	return done, err
+}
+
+// errLacking says that a stream lacks a row of a batch.
+var errLacking = errors.New("the stream lacks a row")
+
+// findRows looks for the batch's rows of a stream in it, page by page beside entry by entry, both in the order of
+// positions. It returns the last one's position, or errLacking.
+func (s *shard) findRows(ctx context.Context, b *batch, t *target) (last stream.Position, err error) {
+	next, stop := iter.Pull2(entriesBehind(ctx, s.relay.rdb, t.stream, t.known))
+	defer stop()
+	last = t.known
+	err = s.eachPage(ctx, b, 0, func(p *page) error {
+		for i := range p.rows {
+			w := &p.rows[i]
+			pos := stream.Position{Batch: b.number, Row: w.id}
+			if (place{w.topic, w.partition}) != t.place || s.aside.rows[w.id] || pos.Compare(t.known) <= 0 {
+				continue
+			}
+			for last.Compare(pos) < 0 {
+				en, err, more := next()
+				switch last = en.Event.Sequence; {
+				case err != nil:
+					return err
+				case !more, last.Compare(pos) > 0, last == pos && en.Event.ID != w.event.ID:
+					return errLacking
+				}
+			}
+		}
+		return nil
+	})
+	return last, err
 }
 
 // reasonResync marks rows that come again in the next batch.

@@ -58,7 +58,7 @@ func (s *shard) republish(ctx context.Context, lost loss) error {
 		if err != nil {
 			return err
 		}
-		at.after, at.only = 0, only
+		at.after, at.only, at.lacking = 0, only, nil
 		for attempt := 0; ; attempt++ {
 			err := s.publishFrom(ctx, &b, &at)
 			if err == nil {

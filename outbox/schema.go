@@ -48,49 +48,10 @@ func (s Schema) Declare(ctx context.Context, db Tx, topics ...stream.Topic) erro
 	return s.declareAll(ctx, db, topics)
 }
 
-// ReadStatus is the package's ReadStatus.
-func (s Schema) ReadStatus(ctx context.Context, pool *pgxpool.Pool) (Status, error) {
-	return readStatus(ctx, s.database(pool))
-}
-
-// RepublishLost is the package's RepublishLost.
-func (s Schema) RepublishLost(ctx context.Context, pool *pgxpool.Pool, shard int) error {
-	return decide(ctx, s.database(pool), shard, decisionRepublish, ReasonLoss)
-}
-
-// AcceptLoss is the package's AcceptLoss.
-func (s Schema) AcceptLoss(ctx context.Context, pool *pgxpool.Pool, shard int) error {
-	return decide(ctx, s.database(pool), shard, decisionAcceptLoss, ReasonLoss)
-}
-
-// Resync is the package's Resync.
-func (s Schema) Resync(ctx context.Context, pool *pgxpool.Pool, shard int) error {
-	return decide(ctx, s.database(pool), shard, decisionResync, ReasonAhead)
-}
-
-// Ghosts is the package's Ghosts.
-func (s Schema) Ghosts(ctx context.Context, pool *pgxpool.Pool, rdb redis.UniversalClient, shard int) ([]stream.Entry, error) {
-	return ghosts(ctx, newOperator(s.database(pool), rdb), shard)
-}
-
-// Restamp is the package's Restamp.
-func (s Schema) Restamp(ctx context.Context, pool *pgxpool.Pool, rdb redis.UniversalClient, dryRun bool) (Restamped, error) {
-	return restamp(ctx, newOperator(s.database(pool), rdb), dryRun)
-}
-
-// ListFailed is the package's ListFailed.
-func (s Schema) ListFailed(ctx context.Context, pool *pgxpool.Pool, filter FailedFilter) ([]Failed, error) {
-	return listFailed(ctx, s.database(pool), filter)
-}
-
-// RetryFailed is the package's RetryFailed.
-func (s Schema) RetryFailed(ctx context.Context, pool *pgxpool.Pool, filter FailedFilter) (int64, error) {
-	return retryFailed(ctx, s.database(pool), filter)
-}
-
 func (s Schema) database(pool *pgxpool.Pool) database { return newDatabase(pool, s.name) }
 
-// newOperator returns as much of a relay as reads and mends what relays left.
-func newOperator(db database, rdb redis.UniversalClient) *Relay {
+// operator returns as much of a relay as reads and mends what relays left.
+func (s Schema) operator(pool *pgxpool.Pool, rdb redis.UniversalClient) *Relay {
+	db := s.database(pool)
 	return &Relay{db: db, rdb: rdb, topics: newTopics(db)}
 }

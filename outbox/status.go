@@ -86,7 +86,9 @@ func ReadStatus(ctx context.Context, pool *pgxpool.Pool) (Status, error) {
 	return Schema{}.ReadStatus(ctx, pool)
 }
 
-func readStatus(ctx context.Context, db database) (Status, error) {
+// ReadStatus is the package's ReadStatus, for this schema.
+func (s Schema) ReadStatus(ctx context.Context, pool *pgxpool.Pool) (Status, error) {
+	db := s.database(pool)
 	var status Status
 	err := db.inTx(ctx, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx tables) error {
 		if _, err := tx.Exec(ctx, `SET LOCAL jit = off`); err != nil { // which compiles for longer than the query takes

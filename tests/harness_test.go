@@ -229,9 +229,8 @@ func (h *harness) operate(expected outbox.Reason) {
 		case outbox.ReasonLoss:
 			err = outbox.RepublishLost(h.t.Context(), h.pool, stop.Shard)
 		case outbox.ReasonAhead:
-			ghosts, ghostsErr := outbox.Ghosts(h.t.Context(), h.pool, h.rdb, stop.Shard)
-			require.NoError(h.t, ghostsErr)
-			for _, en := range ghosts {
+			for en, ghostsErr := range outbox.Ghosts(h.t.Context(), h.pool, h.rdb, stop.Shard) {
+				require.NoError(h.t, ghostsErr)
 				h.ghosts[en.Event.ID] = true
 			}
 			err = outbox.Resync(h.t.Context(), h.pool, stop.Shard)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -250,12 +251,12 @@ func newOutboxResync(a *app) *cobra.Command {
 			document := decidedDocument{DryRun: d.dryRun, Decision: "resync", Shards: []decidedRow{}}
 			for _, s := range stops {
 				document.Shards = append(document.Shards, decidedRow{Shard: s.Shard, Detail: s.Detail})
-				ghosts, err := a.outbox.Ghosts(ctx, pool, rdb, s.Shard)
-				if err != nil {
-					return err
-				}
-				for _, en := range ghosts {
-					document.Ghosts = append(document.Ghosts, ghostRow{s.Shard, en.Stream, en.ID.String(), en.Event.ID, en.Event.Type, en.Event.Key})
+				for en, err := range a.outbox.Ghosts(ctx, pool, rdb, s.Shard) {
+					if err != nil {
+						return err
+					}
+					// Of an entry this is all that is kept: its strings share the memory of its payload.
+					document.Ghosts = append(document.Ghosts, ghostRow{s.Shard, en.Stream, en.ID.String(), strings.Clone(en.Event.ID), strings.Clone(en.Event.Type), strings.Clone(en.Event.Key)})
 				}
 			}
 			if !d.dryRun {

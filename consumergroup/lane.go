@@ -44,6 +44,18 @@ func newPartition(topic stream.Topic, keys pel.Keys, settler *pel.Settler) *part
 	return p
 }
 
+// receive returns what an entry that was just handed over carries, this delivery included, and
+// makes an event of it where the topic adopts it.
+func (l *lane) receive(en *stream.Entry, now time.Time) pel.Carried {
+	carried := pel.CarriedBy(en, l.retry)
+	carried.Deliveries++
+	if carried.First.IsZero() {
+		carried.First = now
+	}
+	l.p.topic.AdoptEntry(en, carried.Origin)
+	return carried
+}
+
 // readable reports whether the partition is to be read now.
 func (p *partition) readable() bool { return !p.paused.Load() && p.usable() }
 

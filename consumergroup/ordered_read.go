@@ -186,11 +186,7 @@ func (r *reader) bring(ctx context.Context, h *holding, l *lane, entries []strea
 	b := &batch{deliveries: make([]delivery, len(entries))}
 	ds := make([]*delivery, len(entries))
 	for i, en := range entries {
-		carried := pel.CarriedBy(&en, l.retry)
-		carried.Deliveries++
-		if carried.First.IsZero() {
-			carried.First = now
-		}
+		carried := l.receive(&en, now)
 		ds[i] = &b.deliveries[i]
 		b.deliveries[i] = delivery{lane: l, batch: b, entry: en, carried: carried, extended: now, place: place{held: h, counted: true}}
 		r.c.observe(ctx, Delivered, ds[i], nil)
@@ -245,6 +241,7 @@ func (r *reader) adopt(ctx context.Context, h *holding, l *lane, entries []pel.S
 	c, now, at := r.c, time.Now(), h.lane(l)
 	b := &batch{deliveries: make([]delivery, len(entries))}
 	for i, e := range entries {
+		l.p.topic.AdoptEntry(&e.Entry, e.Carried.Origin)
 		d := &b.deliveries[i]
 		*d = delivery{lane: l, batch: b, entry: e.Entry, carried: e.Carried, extended: now, place: place{held: h}}
 		if d.carried.First.IsZero() {

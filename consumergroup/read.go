@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/streamkeel/streamkeel/internal/redisx"
-	"github.com/streamkeel/streamkeel/pel"
 	"github.com/streamkeel/streamkeel/stream"
 )
 
@@ -345,11 +344,7 @@ func (c *Consumer) take(reply *redisx.Reply) (*batch, error) {
 	now := time.Now()
 	err := stream.DecodeEntries(reply, func(en stream.Entry, _ bool) error {
 		l := c.lanes[en.Stream]
-		carried := pel.CarriedBy(&en, l.retry)
-		carried.Deliveries++
-		if carried.First.IsZero() {
-			carried.First = now
-		}
+		carried := l.receive(&en, now)
 		b.deliveries = append(b.deliveries, delivery{lane: l, batch: b, entry: en, carried: carried, extended: now})
 		return nil
 	})

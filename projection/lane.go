@@ -262,6 +262,7 @@ func (l *lane) decode(ctx context.Context, p *partition, cmd redisx.RawCmd) ([]s
 		if err != nil {
 			return fail(err)
 		}
+		p.topic.AdoptEntry(&en, "")
 		entries = append(entries, en)
 	}
 	if n > 0 {

@@ -196,3 +196,23 @@ func TestOnMalformedThatFailsHalts(t *testing.T) {
 	var event *projection.EventError
 	require.ErrorAs(t, err, &event)
 }
+
+func TestAdoptedEntriesAreApplied(t *testing.T) {
+	w := newWorld(t, 1)
+	w.addDirect(0, "e1")
+	w.foreign(0)
+	w.foreign(0)
+	w.topic.Adopt = stream.Adopt(func(fields map[string]string) (stream.Event, error) {
+		return stream.NewEvent("measured", "", "text/plain", []byte(fields["temperature"])), nil
+	})
+	require.Equal(t, projection.Result{Events: 3}, w.drain(w.runner()))
+	w.foreign(0)
+	require.Equal(t, projection.Result{Events: 1}, w.drain(w.runner()), "the checkpoint at a foreign entry is known again")
+	entries, err := w.rdb.XRange(t.Context(), w.topic.StreamKey(0), "-", "+").Result()
+	require.NoError(t, err)
+	want := []string{"e1"}
+	for _, en := range entries[1:] {
+		want = append(want, w.topic.StreamKey(0)+"/"+en.ID)
+	}
+	require.Equal(t, want, w.ledger())
+}

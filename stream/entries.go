@@ -98,6 +98,7 @@ func (r *Reader) readOn(ctx context.Context, yield func(Entry, error) bool) (mor
 				break
 			}
 			t.mark = t.mark.behind(p.entries[k : k+1])
+			r.config.Topic.AdoptEntry(&p.entries[k], "")
 			if !yield(p.entries[k], nil) {
 				return false, nil
 			}
@@ -161,6 +162,7 @@ func (r *Reader) readMerged(ctx context.Context, yield func(Entry, error) bool) 
 		yielded++
 		t := r.tracks[it.track]
 		t.mark = t.mark.behind(p.entries[it.entry : it.entry+1])
+		r.config.Topic.AdoptEntry(en, "")
 		if !yield(*en, nil) {
 			return false, nil
 		}

@@ -205,6 +205,9 @@ func (r *Reader) readNow(ctx context.Context) ([]Entry, error) {
 			all = append(all, pages[i].entries...)
 		}
 	}
+	for i := range all { // after the marks, which hold while Adopt comes and goes
+		r.config.Topic.AdoptEntry(&all[i], "")
+	}
 	return all, nil
 }
 

@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// Topic is a named log of partitions. It is plain data: declare it once, share it
-// between producers and consumers. The number of partitions is fixed by the first
+// Topic is a named log of partitions. It is plain data, and comparable: declare it once,
+// share it between producers and consumers. The number of partitions is fixed by the first
 // declaration; another number later is ErrPartitionMismatch.
 type Topic struct {
 	// Name of the topic: [A-Za-z0-9][A-Za-z0-9._-]{0,127}.
@@ -33,6 +33,10 @@ type Topic struct {
 	// and publishing a good third of its rate. Default: off; at most 24 hours. The relay needs
 	// none: it never writes an event twice.
 	Dedup time.Duration
+	// Adopt makes events of entries that some other program wrote with other fields, when they
+	// are read; publishing does not need it. Default: none, which makes such entries letters with
+	// reason "undecodable". It is no part of the topic's JSON.
+	Adopt *Adoption `json:"-"`
 }
 
 const (
@@ -69,6 +73,12 @@ func (t Topic) Validate() error {
 	}
 	if t.Dedup < 0 || t.Dedup > maxDedup || t.Dedup > 0 && t.Dedup < time.Millisecond {
 		faults = append(faults, fmt.Errorf("dedup %s is not 1ms to %s", t.Dedup, maxDedup))
+	}
+	if t.Adopt != nil && t.Adopt.adopt == nil {
+		faults = append(faults, errors.New("adopt has no function"))
+	}
+	if key := t.StreamKey(t.Count() - 1); t.Adopt != nil && len(key) > maxAdoptedKey {
+		faults = append(faults, fmt.Errorf("stream key %.140q has %d bytes, %d are allowed with adopt, since event ids are made of it", key, len(key), maxAdoptedKey))
 	}
 	if len(t.Source) > maxSource {
 		faults = append(faults, fmt.Errorf("source has %d bytes, %d are allowed", len(t.Source), maxSource))

@@ -77,6 +77,7 @@ func TestSweepGoesThroughALongListInBoundedCalls(t *testing.T) {
 	_, err := pipe.Exec(t.Context())
 	require.NoError(t, err)
 	live := f.deliver("live")
+	const minIdle = 4 * minIdle // for which one heartbeat is to last: the sweep takes some calls
 	reach := f.reached(minIdle)
 	held, err := pel.NewSettler(f.rdb, f.keys, "live").Extend(t.Context(), f.keys.Stream, idsOf(live))
 	require.NoError(t, err)

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -12,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/streamkeel/streamkeel/consumergroup"
+	"github.com/streamkeel/streamkeel/dlq"
 	"github.com/streamkeel/streamkeel/internal/command/commandtest"
 	"github.com/streamkeel/streamkeel/internal/servers"
 	"github.com/streamkeel/streamkeel/internal/testenv"
@@ -96,6 +100,49 @@ func TestConsumerRoleIsAllThatAConsumerNeeds(t *testing.T) {
 	}
 }
 
+func TestConsumerOfAnOrderedGroupNeedsWhatTheDocumentationAdds(t *testing.T) {
+	t.Parallel()
+	const more = "+hmget +hdel +xread +watch +unwatch +multi +exec"
+	operations, err := os.ReadFile(filepath.Join(commandtest.Root(), "docs/operations.md"))
+	require.NoError(t, err)
+	require.Contains(t, string(operations), "One of an ordered group needs `"+more+"` too")
+	admin, user, _ := asRole(t, "consumer")
+	for _, rule := range strings.Fields(more) {
+		require.NoError(t, admin.Do(t.Context(), "acl", "setuser", "consumer", rule).Err())
+	}
+	g := &group{t: t, rdb: admin, topic: stream.Topic{Name: "orders", Partitions: 2}, name: "billing"}
+	c, err := consumergroup.New(user, consumergroup.Config{
+		Topics: []stream.Topic{g.topic}, Group: g.name, Logger: slog.New(slog.DiscardHandler), Limits: pel.Limits{MinIdle: pel.MinMinIdle},
+		Ordered: true, Letters: dlq.Retention{MaxLen: 2, OnFull: dlq.FullPause},
+		Retry: consumergroup.Policy{MaxAttempts: 2, MinBackoff: time.Millisecond, MaxBackoff: time.Millisecond},
+		Handler: consumergroup.HandlerFunc(func(_ context.Context, e stream.Event) error {
+			if e.Key == "a" {
+				return errors.New("poison")
+			}
+			return nil
+		}),
+	})
+	require.NoError(t, err)
+	forget(t, admin)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- c.Run(ctx) }()
+	g.publish(8)
+	g.eventually("all is handled, and the poison is dead", func(t pel.Totals) bool {
+		return t.Err == nil && t.LagKnown && t.Lag == 0 && t.Pending == 0 && t.Letters == 1
+	})
+	g.pausesWithMoreThanTwoLetters()
+	cancel()
+	require.NoError(t, <-ended)
+	commandtest.RequireNothingDenied(t, admin, "consumer")
+	used, err := admin.Info(t.Context(), "commandstats").Result()
+	require.NoError(t, err)
+	for _, rule := range strings.Fields(more) {
+		unused := !strings.Contains(used, "cmdstat_"+rule[1:]+":") && rule != "+unwatch" // of a read whose lease was lost
+		require.False(t, unused, rule)
+	}
+}
+
 func TestReclaimerRoleIsAllThatTheReclaimerNeeds(t *testing.T) {
 	t.Parallel()
 	admin, user, redisURL := asRole(t, "reclaimer")
@@ -121,6 +168,11 @@ func TestReclaimerRoleIsAllThatTheReclaimerNeeds(t *testing.T) {
 		members, err := pel.Members(t.Context(), admin, g.keys(1))
 		return err == nil && len(members) == 0
 	})
+	d.Cancel()
+	require.Zero(t, d.Wait())
+	d = commandtest.Serve(t, run, nil, anyPort("--redis-url="+redisURL, "--letters-max-len=2", "--letters-full=pause")...)
+	d.Addr()
+	g.pausesWithMoreThanTwoLetters()
 	d.Cancel()
 	require.Zero(t, d.Wait())
 	commandtest.RequireExact(t, admin, "reclaimer", "xdel", "exists")

@@ -60,6 +60,24 @@ func (g *group) publish(n int) []stream.Event {
 	return events
 }
 
+// pausesWithMoreThanTwoLetters fills the dead letters and waits until that has paused the
+// group, and makes room and waits until the pause ends.
+func (g *group) pausesWithMoreThanTwoLetters() {
+	g.t.Helper()
+	paused := func(want bool) func() bool {
+		return func() bool {
+			got, err := pel.Paused(g.t.Context(), g.rdb, g.keys(0), g.keys(1))
+			return err == nil && got[0] == want && got[1] == want
+		}
+	}
+	for range 3 {
+		require.NoError(g.t, g.rdb.XAdd(g.t.Context(), &redis.XAddArgs{Stream: g.keys(0).Dead, Values: []string{"sk-reason", "manual"}}).Err())
+	}
+	require.Eventually(g.t, paused(true), commandtest.Patience, 10*time.Millisecond)
+	require.NoError(g.t, g.rdb.XTrimMaxLen(g.t.Context(), g.keys(0).Dead, 2).Err())
+	require.Eventually(g.t, paused(false), commandtest.Patience, 10*time.Millisecond, "there is room")
+}
+
 // abandon has a consumer take everything, and fall silent.
 func (g *group) abandon() {
 	g.t.Helper()

@@ -75,20 +75,9 @@ func TestReclaimerBoundsDeadLettersAsItIsTold(t *testing.T) {
 	t.Parallel()
 	rdb, ns := testenv.Redis(t), testenv.Namespace(t)
 	g := newGroup(t, rdb, ns)
-	for range 3 {
-		require.NoError(t, rdb.XAdd(t.Context(), &redis.XAddArgs{Stream: g.keys(0).Dead, Values: []string{"sk-reason", "manual"}}).Err())
-	}
 	d := commandtest.Serve(t, run, nil, anyPort("--namespace="+ns, "--redis-url="+testenv.RedisURL(t), "--letters-max-len=2", "--letters-full=pause")...)
 	d.Addr()
-	paused := func(want bool) func() bool {
-		return func() bool {
-			got, err := pel.Paused(t.Context(), rdb, g.keys(0), g.keys(1))
-			return err == nil && got[0] == want && got[1] == want
-		}
-	}
-	require.Eventually(t, paused(true), commandtest.Patience, 10*time.Millisecond)
-	require.NoError(t, rdb.XTrimMaxLen(t.Context(), g.keys(0).Dead, 2).Err())
-	require.Eventually(t, paused(false), commandtest.Patience, 10*time.Millisecond, "there is room")
+	g.pausesWithMoreThanTwoLetters()
 }
 
 func TestEmptyRegistryIsSaidAndIsNotReadyUntilSomethingIsThere(t *testing.T) {

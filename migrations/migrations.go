@@ -16,6 +16,8 @@ import (
 
 	"github.com/pressly/goose/v3"
 	"github.com/pressly/goose/v3/lock"
+
+	"github.com/streamkeel/streamkeel/internal/pgschema"
 )
 
 // FS holds the migrations, each a file NNNNN_name.sql, for the schema "streamkeel".
@@ -71,11 +73,11 @@ func (s Schema) Up(ctx context.Context, db *sql.DB) error {
 // NOT EXISTS wants the right to create schemas also where there is nothing to create.
 func (s Schema) ensure(ctx context.Context, db *sql.DB) error {
 	var exists bool
-	err := db.QueryRowContext(ctx, "SELECT to_regnamespace($1) IS NOT NULL", s.name.Quoted()).Scan(&exists)
+	err := db.QueryRowContext(ctx, "SELECT to_regnamespace($1) IS NOT NULL", s.quoted()).Scan(&exists)
 	if err != nil || exists {
 		return err
 	}
-	_, err = db.ExecContext(ctx, s.name.SQL("CREATE SCHEMA {schema}"))
+	_, err = db.ExecContext(ctx, "CREATE SCHEMA "+s.quoted())
 	var pgErr interface{ SQLState() string }
 	if errors.As(err, &pgErr) && (pgErr.SQLState() == "42P06" || pgErr.SQLState() == "23505") {
 		return nil // somebody else made it: duplicate_schema, or unique_violation while theirs was not committed
@@ -134,7 +136,7 @@ func (s Schema) readApplied(ctx context.Context, db *sql.DB) (_ map[int64]time.T
 	if err != nil || !exists {
 		return nil, err
 	}
-	rows, err := db.QueryContext(ctx, s.name.SQL(statusQuery))
+	rows, err := db.QueryContext(ctx, pgschema.Name(s).SQL(statusQuery))
 	if err != nil {
 		return nil, err
 	}

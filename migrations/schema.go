@@ -1,13 +1,12 @@
 package migrations
 
 import (
+	"bytes"
 	"context"
 	"fmt"
-	"io"
 	"io/fs"
-	"path"
 	"regexp"
-	"strings"
+	"testing/fstest"
 
 	"github.com/pressly/goose/v3/database"
 
@@ -16,7 +15,7 @@ import (
 
 // Schema is a schema of one's own for Streamkeel's tables, beside others in the same database. The zero value is
 // "streamkeel", that of the package's functions.
-type Schema struct{ name pgschema.Name }
+type Schema pgschema.Name
 
 // In returns the schema of that name, which must be [a-z_][a-z0-9_]{0,62} and none of Postgres's own. An empty one is
 // "streamkeel".
@@ -25,35 +24,31 @@ func In(schema string) (Schema, error) {
 	if err != nil {
 		return Schema{}, fmt.Errorf("migrations: %w", err)
 	}
-	return Schema{name}, nil
+	return Schema(name), nil
 }
+
+// inFiles finds the schema's name in statements, and passes comments over.
+var inFiles = regexp.MustCompile(`--.*|\b` + pgschema.Default + `\b`)
 
 // FS returns the migrations as they are for this schema, for another migrator.
-func (s Schema) FS() fs.FS { return files{s.name} }
-
-// files are those of FS, with another schema's name in them.
-type files struct{ schema pgschema.Name }
-
-var inFiles = regexp.MustCompile(`\b` + pgschema.Default + `\b`)
-
-// Open opens a file.
-func (f files) Open(name string) (fs.File, error) {
-	file, err := FS.Open(name)
-	if err != nil || path.Ext(name) != ".sql" {
-		return file, err
+func (s Schema) FS() fs.FS {
+	names, _ := fs.Glob(FS, "*.sql") // only a wrong pattern is an error
+	files := fstest.MapFS{}
+	for _, name := range names {
+		text, _ := FS.ReadFile(name) // it is in the program
+		files[name] = &fstest.MapFile{Mode: 0o444, Data: inFiles.ReplaceAllFunc(text, func(found []byte) []byte {
+			if bytes.HasPrefix(found, []byte("--")) {
+				return found
+			}
+			return []byte(s.quoted())
+		})}
 	}
-	text, err := io.ReadAll(file)
-	return rendered{file, strings.NewReader(inFiles.ReplaceAllString(string(text), f.schema.Quoted()))}, err
+	return files
 }
 
-type rendered struct {
-	fs.File
-	text io.Reader
-}
+func (s Schema) quoted() string { return pgschema.Name(s).Quoted() }
 
-func (r rendered) Read(p []byte) (int, error) { return r.text.Read(p) }
-
-func (s Schema) versionTable() string { return s.name.Quoted() + ".goose_db_version" }
+func (s Schema) versionTable() string { return s.quoted() + ".goose_db_version" }
 
 // store is where goose keeps which migrations were applied.
 func (s Schema) store() (database.Store, error) {

@@ -171,7 +171,7 @@ func runWith(ctx context.Context, p command.Process, secrets *command.Secrets) e
 	if err != nil {
 		return command.Unfit(err)
 	}
-	if err := command.CheckPostgres(ctx, pool, c.postgres.Schema, c.start.Timeout); err != nil {
+	if err := command.CheckPostgres(ctx, pool, c.postgres.Tables, c.start.Timeout); err != nil {
 		return command.UnlessEnded(ctx, err)
 	}
 	if err := command.CheckRedis(ctx, redisConfig, c.start.Timeout); err != nil {

@@ -119,10 +119,6 @@ func (a *app) withPostgres(fn func(ctx context.Context, schema migrations.Schema
 		if len(faults) > 0 {
 			return command.Unfit(errors.Join(faults...))
 		}
-		schema, err := migrations.In(a.postgres.Schema)
-		if err != nil {
-			return err
-		}
 		var options []stdlib.OptionOpenDB
 		if cfg.BeforeConnect != nil {
 			options = append(options, stdlib.OptionBeforeConnect(cfg.BeforeConnect))
@@ -132,7 +128,7 @@ func (a *app) withPostgres(fn func(ctx context.Context, schema migrations.Schema
 		if err := command.CheckDatabase(cmd.Context(), cfg, db, a.start.Timeout); err != nil {
 			return err
 		}
-		err = fn(cmd.Context(), schema, db)
+		err := fn(cmd.Context(), a.postgres.Tables, db)
 		if command.IsDenied(err) {
 			return command.PostgresFault(cfg, err)
 		}

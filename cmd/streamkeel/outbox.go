@@ -31,16 +31,13 @@ func (a *app) withPool(fn func(ctx context.Context, pool *pgxpool.Pool) error) f
 		if len(faults) > 0 {
 			return command.Unfit(errors.Join(faults...))
 		}
-		var err error
-		if a.outbox, err = outbox.In(a.postgres.Schema); err != nil {
-			return err
-		}
+		a.outbox, _ = outbox.In(a.postgres.Schema) // Config has found no fault in it
 		pool, err := pgxpool.NewWithConfig(cmd.Context(), cfg)
 		if err != nil {
 			return command.PostgresFault(cfg, err)
 		}
 		defer pool.Close()
-		if err := command.CheckPostgres(cmd.Context(), pool, a.postgres.Schema, a.start.Timeout); err != nil {
+		if err := command.CheckPostgres(cmd.Context(), pool, a.postgres.Tables, a.start.Timeout); err != nil {
 			return err
 		}
 		err = fn(cmd.Context(), pool)

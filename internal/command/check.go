@@ -148,14 +148,14 @@ var (
 
 // CheckPostgres waits for Postgres and refuses one that is too old or lacks a migration of this
 // version. The error is Unfit and says what to do.
-func CheckPostgres(ctx context.Context, pool *pgxpool.Pool, schema string, timeout time.Duration) error {
+func CheckPostgres(ctx context.Context, pool *pgxpool.Pool, tables migrations.Schema, timeout time.Duration) error {
 	cfg := pool.Config()
 	db := stdlib.OpenDBFromPool(pool)
 	defer func() { _ = db.Close() }() // only what wraps the pool
 	if err := CheckDatabase(ctx, cfg, db, timeout); err != nil {
 		return err
 	}
-	return PostgresFault(cfg, checkMigrations(ctx, schema, db))
+	return PostgresFault(cfg, checkMigrations(ctx, tables, db))
 }
 
 // CheckDatabase waits for Postgres and refuses one that is too old. The error is Unfit and says
@@ -174,12 +174,8 @@ func CheckDatabase(ctx context.Context, cfg *pgxpool.Config, db *sql.DB, timeout
 	return PostgresFault(cfg, err)
 }
 
-func checkMigrations(ctx context.Context, schema string, db *sql.DB) error {
-	in, err := migrations.In(schema)
-	if err != nil {
-		return err
-	}
-	statuses, err := in.Status(ctx, db)
+func checkMigrations(ctx context.Context, tables migrations.Schema, db *sql.DB) error {
+	statuses, err := tables.Status(ctx, db)
 	if err != nil {
 		return err
 	}

@@ -143,7 +143,7 @@ func TestUnfitPostgresIsRefusedWithWhatToDo(t *testing.T) {
 		pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
 		require.NoError(t, err)
 		defer pool.Close()
-		err = CheckPostgres(t.Context(), pool, "", 500*time.Millisecond)
+		err = CheckPostgres(t.Context(), pool, flags.Tables, 500*time.Millisecond)
 		if err != nil {
 			require.True(t, IsUnfit(err))
 			require.NotContains(t, OneLine(err), "\n")

@@ -13,13 +13,15 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/streamkeel/streamkeel/internal/pgschema"
+	"github.com/streamkeel/streamkeel/migrations"
 )
 
 // PostgresFlags say how Postgres is reached.
 type PostgresFlags struct {
 	URL, PasswordFile string
-	// Schema is that of Streamkeel's tables. Config finds its faults.
+	// Schema is that of Streamkeel's tables. Config finds its faults, and sets Tables.
 	Schema string
+	Tables migrations.Schema
 }
 
 // Register adds the flags.
@@ -35,9 +37,11 @@ const applicationName = "application_name"
 // added to secrets.
 func (p *PostgresFlags) Config(program string, secrets *Secrets) (*pgxpool.Config, []error) {
 	config, faults := p.connection(program, secrets)
-	if _, err := pgschema.Parse(p.Schema); err != nil {
+	schema, err := pgschema.Parse(p.Schema)
+	if err != nil {
 		faults = append(faults, fmt.Errorf("--schema: %w", err))
 	}
+	p.Tables = migrations.Schema(schema)
 	return config, faults
 }
 

@@ -60,13 +60,15 @@ func (c CleanerConfig) withDefaults() CleanerConfig {
 	return c
 }
 
-func (c CleanerConfig) validate(pool *pgxpool.Pool) error {
+// validate returns the schema, or every fault of a config with defaults, joined.
+func (c CleanerConfig) validate(pool *pgxpool.Pool) (pgschema.Name, error) {
 	var faults []error
 	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
 	if pool == nil {
 		fault("the Postgres pool is nil")
 	}
-	if _, err := pgschema.Parse(c.Schema); err != nil {
+	schema, err := pgschema.Parse(c.Schema)
+	if err != nil {
 		fault("Schema: %w", err)
 	}
 	for _, d := range []struct {
@@ -88,16 +90,16 @@ func (c CleanerConfig) validate(pool *pgxpool.Pool) error {
 			c.Retention, least, c.OutboxRetention, c.RetryWithin, c.RedriveWithin)
 	}
 	if len(faults) == 0 {
-		return nil
+		return schema, nil
 	}
-	return fmt.Errorf("inbox: invalid cleaner config: %w", errors.Join(faults...))
+	return schema, fmt.Errorf("inbox: invalid cleaner config: %w", errors.Join(faults...))
 }
 
 // Cleaner deletes old rows of the inbox. Any number may run on one database; they share the work.
 type Cleaner struct {
 	pool   *pgxpool.Pool
 	config CleanerConfig
-	schema Schema
+	schema pgschema.Name
 	log    *quiet.Log
 }
 
@@ -105,10 +107,7 @@ type Cleaner struct {
 // while it deletes.
 func NewCleaner(pool *pgxpool.Pool, config CleanerConfig) (*Cleaner, error) {
 	config = config.withDefaults()
-	if err := config.validate(pool); err != nil {
-		return nil, err
-	}
-	schema, err := In(config.Schema)
+	schema, err := config.validate(pool)
 	if err != nil {
 		return nil, err
 	}
@@ -174,6 +173,6 @@ func (c *Cleaner) Clean(ctx context.Context) (int64, error) {
 func (c *Cleaner) deleteBatch(ctx context.Context, from time.Time) (n int64, last time.Time, err error) {
 	ctx, cancel := context.WithTimeout(ctx, cleanTimeout)
 	defer cancel()
-	err = c.pool.QueryRow(ctx, c.schema.name.SQL(deleteRows), c.config.Retention.Microseconds(), from, cleanRows).Scan(&n, &last)
+	err = c.pool.QueryRow(ctx, c.schema.SQL(deleteRows), c.config.Retention.Microseconds(), from, cleanRows).Scan(&n, &last)
 	return n, last, err
 }

@@ -134,8 +134,8 @@ func readTimeout(rdb redis.UniversalClient) time.Duration {
 // minConns is what a relay needs of its pool: one for the leases, one to look for rows, one to read them.
 const minConns = 3
 
-// validate reports every fault of a config with defaults, joined.
-func (c RelayConfig) validate(pool *pgxpool.Pool, rdb redis.UniversalClient) error {
+// validate returns the schema, or every fault of a config with defaults, joined.
+func (c RelayConfig) validate(pool *pgxpool.Pool, rdb redis.UniversalClient) (pgschema.Name, error) {
 	var faults []error
 	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
 	if pool == nil {
@@ -146,7 +146,8 @@ func (c RelayConfig) validate(pool *pgxpool.Pool, rdb redis.UniversalClient) err
 	if rdb == nil {
 		fault("the Redis client is nil")
 	}
-	if _, err := pgschema.Parse(c.Schema); err != nil {
+	schema, err := pgschema.Parse(c.Schema)
+	if err != nil {
 		fault("Schema: %w", err)
 	}
 	if c.LeaseTTL < 500*time.Millisecond {
@@ -190,7 +191,7 @@ func (c RelayConfig) validate(pool *pgxpool.Pool, rdb redis.UniversalClient) err
 		fault("Name %.80q is not [A-Za-z0-9._-]{1,64}", c.Name)
 	}
 	if len(faults) == 0 {
-		return nil
+		return schema, nil
 	}
-	return fmt.Errorf("outbox: invalid relay config: %w", errors.Join(faults...))
+	return schema, fmt.Errorf("outbox: invalid relay config: %w", errors.Join(faults...))
 }

@@ -53,14 +53,11 @@ type Relay struct {
 // NewRelay returns a relay that reads from pool and writes to rdb. The caller keeps both and closes them.
 func NewRelay(pool *pgxpool.Pool, rdb redis.UniversalClient, config RelayConfig) (*Relay, error) {
 	config = config.withDefaults()
-	if err := config.validate(pool, rdb); err != nil {
-		return nil, err
-	}
-	schema, err := In(config.Schema)
+	schema, err := config.validate(pool, rdb)
 	if err != nil {
 		return nil, err
 	}
-	db := schema.database(pool)
+	db := newDatabase(pool, schema)
 	suffix := make([]byte, 4)
 	_, _ = rand.Read(suffix) // never fails
 	return &Relay{

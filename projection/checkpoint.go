@@ -92,7 +92,7 @@ ORDER BY stream`
 
 // Checkpoints returns how far a projection is, by stream. One that has never run has none.
 func Checkpoints(ctx context.Context, db querier, projection string) ([]Checkpoint, error) {
-	return CheckpointsIn(ctx, db, pgschema.Default, projection)
+	return checkpoints(ctx, db, pgschema.Name{}, projection)
 }
 
 // CheckpointsIn is Checkpoints for another schema than "streamkeel", that of Config.Schema.

@@ -100,8 +100,8 @@ func (c Config) withDefaults() Config {
 
 const maxBatchSize = 100_000
 
-// validate reports every fault of a config with defaults, joined.
-func (c Config) validate(pool *pgxpool.Pool, rdb redis.UniversalClient) error {
+// validate returns the schema, or every fault of a config with defaults, joined.
+func (c Config) validate(pool *pgxpool.Pool, rdb redis.UniversalClient) (pgschema.Name, error) {
 	var faults []error
 	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
 	if pool == nil {
@@ -113,7 +113,8 @@ func (c Config) validate(pool *pgxpool.Pool, rdb redis.UniversalClient) error {
 	if !stream.ValidName(c.Name) {
 		fault("Name %.140q is not [A-Za-z0-9][A-Za-z0-9._-]{0,127}", c.Name)
 	}
-	if _, err := pgschema.Parse(c.Schema); err != nil {
+	schema, err := pgschema.Parse(c.Schema)
+	if err != nil {
 		fault("Schema: %w", err)
 	}
 	if len(c.Topics) == 0 {
@@ -159,7 +160,7 @@ func (c Config) validate(pool *pgxpool.Pool, rdb redis.UniversalClient) error {
 		}
 	}
 	if len(faults) == 0 {
-		return nil
+		return schema, nil
 	}
-	return fmt.Errorf("projection: %w config: %w", ErrInvalid, errors.Join(faults...))
+	return schema, fmt.Errorf("projection: %w config: %w", ErrInvalid, errors.Join(faults...))
 }

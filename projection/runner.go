@@ -41,15 +41,12 @@ type Runner struct {
 // config. The caller keeps pool and rdb and closes them after Run has returned.
 func NewRunner(pool *pgxpool.Pool, rdb redis.UniversalClient, config Config) (*Runner, error) {
 	config = config.withDefaults()
-	if err := config.validate(pool, rdb); err != nil {
+	schema, err := config.validate(pool, rdb)
+	if err != nil {
 		return nil, err
 	}
 	if config.Mux != nil {
 		config.Apply = config.Mux.Apply
-	}
-	schema, err := pgschema.Parse(config.Schema)
-	if err != nil {
-		return nil, err
 	}
 	r := &Runner{pool: pool, rdb: rdb, config: config, schema: schema, log: quiet.New(config.Logger.With("projection", config.Name))}
 	// One read serves all streams of one server; on a Cluster one read keeps to one slot.

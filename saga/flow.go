@@ -86,9 +86,8 @@ func New(name string, config Config) *Flow {
 		config.Logger = slog.Default()
 	}
 	schema, err := pgschema.Parse(config.Schema)
-	out, _ := outbox.In(schema.String()) // it is valid
 	f := &Flow{
-		name: name, config: config, schema: schema, outbox: out, log: quiet.New(config.Logger.With("flow", name)),
+		name: name, config: config, schema: schema, outbox: outboxIn(schema), log: quiet.New(config.Logger.With("flow", name)),
 		byType: map[string][]*step{}, byName: map[string]*step{},
 		aborted: stream.Define[Aborted](name + ".aborted"), completed: stream.Define[Completed](name + ".completed"),
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/streamkeel/streamkeel/internal/pgschema"
+	"github.com/streamkeel/streamkeel/outbox"
 )
 
 // Schema reads the sagas in a schema of its own, beside others in the same database: its methods are the package's functions
@@ -18,4 +19,10 @@ func In(schema string) (Schema, error) {
 		return Schema{}, fmt.Errorf("saga: %w", err)
 	}
 	return Schema{name}, nil
+}
+
+// outboxIn returns the outbox in the same schema as the sagas.
+func outboxIn(schema pgschema.Name) outbox.Schema {
+	out, _ := outbox.In(schema.String()) // a Name is valid
+	return out
 }

@@ -67,11 +67,7 @@ func NewTimers(pool *pgxpool.Pool, config TimersConfig) (*Timers, error) {
 	if config.Logger == nil {
 		config.Logger = slog.Default()
 	}
-	out, err := outbox.In(config.Schema)
-	if err != nil {
-		return nil, err
-	}
-	return &Timers{pool: pool, config: config, schema: schema, outbox: out, log: quiet.New(config.Logger)}, nil
+	return &Timers{pool: pool, config: config, schema: schema, outbox: outboxIn(schema), log: quiet.New(config.Logger)}, nil
 }
 
 // Run fires timers until ctx ends, and returns nil then. While Postgres is away it waits.

@@ -45,9 +45,6 @@ var pages = sync.Pool{New: func() any { return &page{rows: make([]row, 0, pageRo
 func newPage() *page { return pages.Get().(*page) }
 
 func (p *page) free() {
-	if cap(p.arena) > 2*pageBytes {
-		p.arena = nil // one of large rows
-	}
 	clear(p.rows)
 	p.rows, p.arena, p.bytes = p.rows[:0], p.arena[:0], 0
 	pages.Put(p)
@@ -203,8 +200,8 @@ func (p *page) add(values [][]byte) {
 	for _, v := range values {
 		size += len(v)
 	}
-	if cap(p.arena)-len(p.arena) < size { // rows that are there keep the old memory
-		p.arena = make([]byte, 0, max(64<<10, size, min(2*cap(p.arena), pageBytes+size)))
+	if cap(p.arena)-len(p.arena) < size { // rows that are there keep the old memory; no more than the page can use is made
+		p.arena = make([]byte, 0, max(64<<10, size, min(2*cap(p.arena), pageBytes-p.bytes+size)))
 	}
 	column := func(i int) []byte {
 		start := len(p.arena)

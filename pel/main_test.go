@@ -83,12 +83,17 @@ func (f *fixture) length(key string) int64 {
 	return n
 }
 
-// reached is a Reach that has seen the server for long enough.
 func (f *fixture) reached(d time.Duration) *pel.Reach {
 	f.t.Helper()
-	reach := pel.NewReach(f.rdb, time.Minute)
-	require.NoError(f.t, reach.Look(f.t.Context(), f.keys.Stream))
-	require.Eventually(f.t, func() bool { return reach.Since(f.keys.Stream) >= d }, 20*time.Second, 5*time.Millisecond)
+	return reached(f.t, f.rdb, f.keys.Stream, d)
+}
+
+// reached is a Reach that has seen the server for long enough.
+func reached(t testing.TB, rdb redis.UniversalClient, key string, d time.Duration) *pel.Reach {
+	t.Helper()
+	reach := pel.NewReach(rdb, time.Hour)
+	require.NoError(t, reach.Look(t.Context(), key))
+	require.Eventually(t, func() bool { return reach.Since(key) >= d }, 20*time.Second, 5*time.Millisecond)
 	return reach
 }
 

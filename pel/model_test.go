@@ -2,8 +2,8 @@ package pel_test
 
 import (
 	"context"
+	"strconv"
 	"testing"
-	"time"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
@@ -37,14 +37,49 @@ type inHand struct {
 	settled  bool // its consumer settled it, whatever came of it
 }
 
-// history is one run of the model beside a real group.
-type history struct {
+// model is what every history begins with: a group that nobody has used, at an empty stream.
+type model struct {
 	t       *rapid.T
 	ctx     context.Context
 	rdb     *redis.Client
 	keys    pel.Keys
-	reclaim *pel.Reclaimer
 	letters *dlq.Queue
+	reclaim *pel.Reclaimer
+}
+
+// checkModel runs histories, one after the other.
+func checkModel(t *testing.T, limits pel.Limits, run func(model)) {
+	t.Parallel()
+	rdb, namespace := testenv.Redis(t), testenv.Namespace(t)
+	reach := reached(t, rdb, namespace, pel.MinMinIdle)
+	n := 0
+	rapid.Check(t, func(rt *rapid.T) {
+		n++
+		m := model{t: rt, ctx: t.Context(), rdb: rdb, keys: pel.KeysOf(namespace, "g"+strconv.Itoa(n))}
+		require.NoError(rt, rdb.Del(m.ctx, namespace).Err())
+		_, err := pel.Ensure(m.ctx, rdb, m.keys, "0")
+		require.NoError(rt, err)
+		m.letters, err = dlq.Open(rdb, stream.Topic{Name: "orders", Stream: namespace}, m.keys.Group)
+		require.NoError(rt, err)
+		m.reclaim, err = pel.NewReclaimer(rdb, limits, reach)
+		require.NoError(rt, err)
+		run(m)
+	})
+}
+
+// add publishes an event, and returns its id and its entry's.
+func (m *model) add() (event string, id stream.ID) {
+	e := stream.NewEvent("order.placed", "k", stream.ContentTypeJSON, []byte(`{}`))
+	text, err := m.rdb.Do(m.ctx, e.AppendFields([]any{"xadd", m.keys.Stream, "*"})...).Text()
+	require.NoError(m.t, err)
+	id, err = stream.ParseID(text)
+	require.NoError(m.t, err)
+	return e.ID, id
+}
+
+// history is one run of the model beside a real group.
+type history struct {
+	model
 	at      map[string]where   // by event
 	owner   map[string]*inHand // what is pending, by event
 	hands   []*inHand          // everything that was ever read
@@ -58,26 +93,9 @@ const maxDeliveries = 3
 // TestEveryEventIsInExactlyOnePlace runs histories of reads, settlements, heartbeats, deaths,
 // sweeps, foreign trims and redrives.
 func TestEveryEventIsInExactlyOnePlace(t *testing.T) {
-	t.Parallel()
-	rdb := testenv.Redis(t)
-	namespace := testenv.Namespace(t)
-	reach := reached(t, rdb, namespace)
-	topic := stream.Topic{Name: "orders", Namespace: namespace, Stream: namespace}
-	n := 0
-	rapid.Check(t, func(rt *rapid.T) {
-		n++
-		h := &history{
-			t: rt, ctx: t.Context(), rdb: rdb, keys: pel.KeysOf(namespace, "g"+stream.ID{Ms: uint64(n)}.String()),
-			at: map[string]where{}, owner: map[string]*inHand{}, aged: map[string]bool{}, trimmed: map[string]bool{},
-		}
-		require.NoError(rt, rdb.Del(h.ctx, namespace).Err())
-		_, err := pel.Ensure(h.ctx, rdb, h.keys, "0")
-		require.NoError(rt, err)
-		h.reclaim, err = pel.NewReclaimer(rdb, pel.Limits{MinIdle: pel.MinMinIdle, MaxDeliveries: maxDeliveries}, reach)
-		require.NoError(rt, err)
-		h.letters, err = dlq.Open(rdb, topic, h.keys.Group)
-		require.NoError(rt, err)
-		rt.Repeat(map[string]func(*rapid.T){
+	checkModel(t, pel.Limits{MinIdle: pel.MinMinIdle, MaxDeliveries: maxDeliveries}, func(m model) {
+		h := &history{model: m, at: map[string]where{}, owner: map[string]*inHand{}, aged: map[string]bool{}, trimmed: map[string]bool{}}
+		m.t.Repeat(map[string]func(*rapid.T){
 			"publish": func(*rapid.T) { h.publish() },
 			"read":    func(rt *rapid.T) { h.read(rt, h.keys.Stream) },
 			"retry":   func(rt *rapid.T) { h.read(rt, h.keys.Retry) },
@@ -94,18 +112,9 @@ func TestEveryEventIsInExactlyOnePlace(t *testing.T) {
 	})
 }
 
-// reached returns a reach that has seen the server for long enough to sweep.
-func reached(t *testing.T, rdb *redis.Client, key string) *pel.Reach {
-	reach := pel.NewReach(rdb, time.Hour)
-	require.NoError(t, reach.Look(t.Context(), key))
-	require.Eventually(t, func() bool { return reach.Since(key) > pel.MinMinIdle }, 30*time.Second, 10*time.Millisecond)
-	return reach
-}
-
 func (h *history) publish() {
-	e := stream.NewEvent("order.placed", "k", stream.ContentTypeJSON, []byte(`{}`))
-	require.NoError(h.t, h.rdb.Do(h.ctx, e.AppendFields([]any{"xadd", h.keys.Stream, "*"})...).Err())
-	h.at[e.ID] = unread
+	event, _ := h.add()
+	h.at[event] = unread
 }
 
 func (h *history) read(rt *rapid.T, key string) {

@@ -1,7 +1,6 @@
 package pel_test
 
 import (
-	"context"
 	"errors"
 	"testing"
 	"time"
@@ -11,7 +10,6 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/streamkeel/streamkeel/dlq"
-	"github.com/streamkeel/streamkeel/internal/testenv"
 	"github.com/streamkeel/streamkeel/pel"
 	"github.com/streamkeel/streamkeel/stream"
 )
@@ -29,12 +27,7 @@ type entryState struct {
 
 // tenancy is one run of the model beside a real partition.
 type tenancy struct {
-	t       *rapid.T
-	ctx     context.Context
-	rdb     *redis.Client
-	keys    pel.Keys
-	letters *dlq.Queue
-	reclaim *pel.Reclaimer
+	model
 	lessors map[string]*pel.Lessor
 
 	owner      string           // as Redis has it
@@ -50,29 +43,12 @@ type tenancy struct {
 // run out, are given up and taken over by consumers that may be mistaken, deliveries,
 // settlements, notes, decisions, trims, sweeps and redrives.
 func TestOnlyTheOwnerActsAndNothingOfAPartitionIsLostOrReordered(t *testing.T) {
-	t.Parallel()
-	rdb := testenv.Redis(t)
-	namespace := testenv.Namespace(t)
-	reach := reached(t, rdb, namespace)
-	topic := stream.Topic{Name: "orders", Namespace: namespace, Stream: namespace}
-	n := 0
-	rapid.Check(t, func(rt *rapid.T) {
-		n++
-		h := &tenancy{
-			t: rt, ctx: t.Context(), rdb: rdb, keys: pel.KeysOf(namespace, "g"+stream.ID{Ms: uint64(n)}.String()),
-			lessors: map[string]*pel.Lessor{}, knows: map[string]int64{},
-		}
-		require.NoError(rt, rdb.Del(h.ctx, namespace).Err())
-		_, err := pel.Ensure(h.ctx, rdb, h.keys, "0")
-		require.NoError(rt, err)
-		h.letters, err = dlq.Open(rdb, topic, h.keys.Group)
-		require.NoError(rt, err)
-		h.reclaim, err = pel.NewReclaimer(rdb, pel.Limits{MinIdle: pel.MinMinIdle}, reach)
-		require.NoError(rt, err)
+	checkModel(t, pel.Limits{MinIdle: pel.MinMinIdle}, func(m model) {
+		h := &tenancy{model: m, lessors: map[string]*pel.Lessor{}, knows: map[string]int64{}}
 		for _, name := range []string{"a", "b"} {
-			h.lessors[name] = pel.NewLessor(rdb, h.keys, name, time.Hour)
+			h.lessors[name] = pel.NewLessor(h.rdb, h.keys, name, time.Hour)
 		}
-		rt.Repeat(map[string]func(*rapid.T){
+		m.t.Repeat(map[string]func(*rapid.T){
 			"publish":  func(*rapid.T) { h.publish() },
 			"acquire":  h.acquire,
 			"expire":   func(*rapid.T) { h.expire() },
@@ -93,11 +69,7 @@ func TestOnlyTheOwnerActsAndNothingOfAPartitionIsLostOrReordered(t *testing.T) {
 }
 
 func (h *tenancy) publish() {
-	e := stream.NewEvent("order.placed", "k", stream.ContentTypeJSON, []byte(`{}`))
-	text, err := h.rdb.Do(h.ctx, e.AppendFields([]any{"xadd", h.keys.Stream, "*"})...).Text()
-	require.NoError(h.t, err)
-	id, err := stream.ParseID(text)
-	require.NoError(h.t, err)
+	_, id := h.add()
 	h.lanes[0] = append(h.lanes[0], &entryState{place: pel.Place{ID: id}, at: unread})
 }
 

@@ -78,7 +78,7 @@ func (machine) servers() []server {
 			folderVariable: "POSTGRES_BIN_DIR",
 			imageVariable:  "STREAMKEEL_TEST_POSTGRES_IMAGE",
 			image:          "postgres:18",
-			packages:       []string{"postgresql"},
+			packages:       []string{"postgresql", "pgbouncer"}, // which a test puts before it
 			find:           func() error { _, err := servers.FindPostgres(); return err },
 			start: func(ctx context.Context) (running, error) {
 				p, err := servers.StartPostgres(ctx, servers.PostgresConfig{

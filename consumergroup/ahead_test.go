@@ -3,6 +3,7 @@ package consumergroup_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -130,4 +131,41 @@ func TestReadingAheadKeepsWhatItFoundFromOthers(t *testing.T) {
 	defer cancel()
 	upkeep.Run(ctx)
 	require.Zero(t, seen.count(consumergroup.Reclaimed), "taken from a living consumer")
+}
+
+// Slow handlers have one read ahead, and no more: the rest is left to other consumers.
+func TestSlowHandlersHoldNoMoreThanOneReadAhead(t *testing.T) {
+	t.Parallel()
+	for _, workers := range []int{1, 4} {
+		for partitions, bound := range map[int]int{1: 2 * workers, 8: 2*workers + 8} { // a read takes one entry of each partition at the least
+			t.Run(fmt.Sprint(workers, " workers, ", partitions, " partitions"), func(t *testing.T) {
+				t.Parallel()
+				f := newFixture(t, partitions)
+				f.publish(60)
+				var handled atomic.Int64
+				cfg := f.config(consumergroup.HandlerFunc(func(ctx context.Context, _ stream.Event) error {
+					select {
+					case <-ctx.Done():
+					case <-time.After(30 * time.Millisecond):
+					}
+					handled.Add(1)
+					return nil
+				}))
+				cfg.Concurrency, cfg.Limits = workers, pel.Limits{} // nothing is reclaimed meanwhile
+				most := int64(0)
+				f.run(cfg)
+				for handled.Load() < 40 {
+					pending := int64(0)
+					for p := range partitions {
+						groups, err := f.rdb.XInfoGroups(t.Context(), f.topic.StreamKey(p)).Result()
+						if err == nil && len(groups) == 1 {
+							pending += groups[0].Pending
+						}
+					}
+					most = max(most, pending)
+				}
+				require.LessOrEqual(t, most, int64(bound))
+			})
+		}
+	}
 }

@@ -32,7 +32,8 @@ type Config struct {
 	// Start is where a new group begins. Default FromStart: nothing is missed. A group that
 	// exists goes on where it is.
 	Start Start
-	// Concurrency is how many handlers run at the same time. Default 16.
+	// Concurrency is how many handlers run at the same time. Default 16. As many events wait
+	// for them while they are slow, and more the faster they are, up to some hundreds.
 	Concurrency int
 	// HandlerTimeout ends the context of a handler that runs longer. Default 30 seconds. A
 	// handler that goes on all the same keeps its worker, and its entry is handed to another

@@ -111,6 +111,7 @@ func (b *batch) done() {
 // hand is everything that the consumer has in hand.
 type hand struct {
 	count atomic.Int64 // deliveries that are not settled
+	ever  atomic.Int64 // those that are, too
 
 	mu      sync.Mutex
 	batches map[*batch]struct{}
@@ -120,6 +121,7 @@ func (h *hand) add(b *batch) {
 	b.hand = h
 	b.live.Store(int32(len(b.deliveries))) //nolint:gosec // a read is some hundred entries
 	h.count.Add(int64(len(b.deliveries)))
+	h.ever.Add(int64(len(b.deliveries)))
 	h.mu.Lock()
 	h.batches[b] = struct{}{}
 	h.mu.Unlock()

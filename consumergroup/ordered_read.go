@@ -39,7 +39,8 @@ func (r *reader) roundOrdered(ctx context.Context) error {
 			return err
 		}
 	}
-	reserved, err := r.reserve(ctx)
+	want := r.want()
+	reserved, err := r.reserve(ctx, want)
 	if err != nil || reserved == 0 {
 		return err
 	}
@@ -62,7 +63,7 @@ func (r *reader) roundOrdered(ctx context.Context) error {
 		}
 	}
 	if r.dry = all == 0; !r.dry {
-		r.adapt(all, waited, active)
+		r.adapt(all, want, waited, active)
 	}
 	return nil
 }

@@ -34,9 +34,11 @@ type reader struct {
 	lanes []*lane
 	block int64 // ms
 
-	most   int // entries that a read asks for at the most
-	size   int // that it asks for now, in all
-	active int // lanes that had entries in the last read
+	least  int   // entries that a read asks for where handlers are slow: as many as there are workers
+	most   int   // and at the most
+	size   int   // and now, in all
+	active int   // lanes that had entries in the last read
+	ended  int64 // what the consumer had ended when the handlers were last found slow
 
 	dry bool // the last read found nothing
 
@@ -54,7 +56,8 @@ func (c *Consumer) readers() []*reader {
 		most = maxReadOrdered
 	}
 	newReader := func(lanes []*lane) *reader {
-		return &reader{c: c, lanes: lanes, block: block, most: most, size: min(c.cfg.Concurrency, maxRead), active: 1}
+		least := min(c.cfg.Concurrency, maxRead)
+		return &reader{c: c, lanes: lanes, block: block, least: least, most: most, size: least, active: len(lanes) / 2} // half are retry streams
 	}
 	var all []*reader
 	var lanes []*lane
@@ -120,7 +123,7 @@ func (r *reader) round(ctx context.Context) (suspects []*delivery, err error) {
 	}()
 	var ds []*delivery
 	var waited time.Duration
-	reserved := 0
+	reserved, want := 0, r.size
 	if f == nil {
 		lanes := r.usable()
 		if len(lanes) == 0 {
@@ -128,7 +131,8 @@ func (r *reader) round(ctx context.Context) (suspects []*delivery, err error) {
 			return nil, nil
 		}
 		waited = r.waitForRoom(ctx)
-		if reserved, err = r.reserve(ctx); err != nil || reserved == 0 {
+		want = r.want()
+		if reserved, err = r.reserve(ctx, want); err != nil || reserved == 0 {
 			return nil, err
 		}
 		if r.c.cfg.Weights != nil {
@@ -167,7 +171,7 @@ func (r *reader) round(ctx context.Context) (suspects []*delivery, err error) {
 			return nil, nil // it stays in hand, and is released
 		}
 	}
-	r.adapt(len(ds), waited, len(lanesSeen))
+	r.adapt(len(ds), want, waited, len(lanesSeen))
 	if !r.fast.Load() {
 		runtime.Gosched() // the handlers first: they wait for the entries, and the next read takes their acks
 	}
@@ -222,17 +226,33 @@ func (r *reader) waitForRoom(ctx context.Context) time.Duration {
 	return time.Since(began)
 }
 
+// want returns how many entries a read asks for. Slow handlers have no more waiting for them
+// than one such read.
+func (r *reader) want() int {
+	if r.size > r.least {
+		return r.size
+	}
+	return max(1, r.size-len(r.c.work))
+}
+
 // adapt finds how many entries a read should ask for: what the workers take in a moment.
 // Slow handlers get no more than they can start, which leaves the rest to other
-// consumers; fast ones are fed in bulk.
-func (r *reader) adapt(n int, waited time.Duration, lanes int) {
+// consumers; fast ones are fed in bulk. That workers are free says nothing of handlers
+// until as many have ended as there are workers.
+func (r *reader) adapt(n, want int, waited time.Duration, lanes int) {
+	full := n >= want*3/4
+	ended := r.c.hand.ever.Load() - r.c.hand.count.Load() + r.c.unacked.Load()
+	known := r.size > r.least || ended-r.ended >= int64(r.least)
 	r.active = lanes
-	r.fast.Store(n >= r.size*3/4 && waited < time.Millisecond && r.c.cfg.Weights == nil && r.c.limiter == nil)
+	r.fast.Store(known && full && waited < time.Millisecond && r.c.cfg.Weights == nil && r.c.limiter == nil)
 	switch {
 	case waited > 50*time.Millisecond:
-		r.size = max(r.size/2, min(r.c.cfg.Concurrency, maxRead))
-	case n >= r.size*3/4 && waited < 10*time.Millisecond:
+		r.size = max(r.size/2, r.least)
+	case known && full && waited < 10*time.Millisecond:
 		r.size = min(2*r.size, r.most)
+	}
+	if waited >= 10*time.Millisecond {
+		r.ended = ended
 	}
 }
 
@@ -355,13 +375,13 @@ func (c *Consumer) take(reply *redisx.Reply) (*batch, error) {
 	return b, nil
 }
 
-// reserve returns how many entries may be read: one where there was nothing to read before,
+// reserve returns how many of the entries that are wanted may be read: one where there was nothing to read before,
 // or what idle consumers reserve would be missing to those who have work.
-func (r *reader) reserve(ctx context.Context) (int, error) {
+func (r *reader) reserve(ctx context.Context, want int) (int, error) {
 	if r.dry && r.c.limiter != nil {
 		return r.c.limiter.reserve(ctx, 1)
 	}
-	return r.c.limiter.reserve(ctx, r.size)
+	return r.c.limiter.reserve(ctx, want)
 }
 
 func (r *reader) usable() []*lane {

@@ -146,7 +146,7 @@ func (c *Claims) Do(ctx context.Context, group string, e stream.Event, fn func(c
 type claim struct {
 	*Claims
 	key, token string
-	until      time.Time // as long as it is surely ours
+	until      time.Time // as long as it is surely ours, if it is not renewed
 }
 
 // How often a claim that another has is looked at.
@@ -180,10 +180,15 @@ func (c *claim) take(ctx context.Context) (taken bool, err error) {
 // hold runs fn while it renews the claim, and then finishes it or gives it up.
 func (c *claim) hold(ctx context.Context, fn func(context.Context) error) error {
 	work, cancel := context.WithCancelCause(ctx)
+	// A call of a client may take longer than its context allows it: the clock decides, not the call.
+	end := time.AfterFunc(time.Until(c.until), func() {
+		cancel(fmt.Errorf("%w: it could not be renewed within %s", ErrClaimLost, c.config.Lease))
+	})
+	defer end.Stop()
 	renewed := make(chan struct{})
 	go func() {
 		defer close(renewed)
-		c.renew(work, cancel)
+		c.renew(work, cancel, end)
 	}()
 	done := false
 	defer func() { // also where fn panics
@@ -203,21 +208,17 @@ func (c *claim) hold(ctx context.Context, fn func(context.Context) error) error 
 	return nil
 }
 
-// renew renews the claim until ctx ends, and ends it when the claim is lost.
-func (c *claim) renew(ctx context.Context, cancel context.CancelCauseFunc) {
+// renew puts the claim's end off until ctx ends, and ends it when the claim is another's.
+func (c *claim) renew(ctx context.Context, cancel context.CancelCauseFunc, end *time.Timer) {
 	for redisx.Pause(ctx, c.config.Lease/3) {
 		asked := time.Now()
-		call, end := context.WithDeadline(ctx, c.until)
-		ours, err := renewScript.Run(call, c.rdb, []string{c.key}, c.token, c.config.Lease.Milliseconds()).Int64()
-		end()
+		ours, err := renewScript.Run(ctx, c.rdb, []string{c.key}, c.token, c.config.Lease.Milliseconds()).Int64()
 		switch {
-		case err == nil && ours == 1:
-			c.until = asked.Add(c.config.Lease)
-		case err == nil:
+		case err != nil: // the next try may come in time
+		case ours == 1:
+			end.Reset(time.Until(asked.Add(c.config.Lease)))
+		default:
 			cancel(ErrClaimLost)
-			return
-		case ctx.Err() == nil && time.Now().After(c.until.Add(-c.config.Lease/3)): // the next try would be too late
-			cancel(fmt.Errorf("%w: %w", ErrClaimLost, err))
 			return
 		}
 	}

@@ -48,6 +48,21 @@ func childMain() {
 	if err != nil {
 		fail(err)
 	}
+	rdb := redis.NewClient(opts)
+	if point == "after the effect" {
+		c, err := inbox.NewClaims(rdb, inbox.ClaimsConfig{Namespace: os.Getenv(topicVar), Lease: time.Second})
+		if err != nil {
+			fail(err)
+		}
+		_, err = c.Do(ctx, group, newEvent("e"), func(ctx context.Context) error {
+			if err := rdb.Incr(ctx, os.Getenv(topicVar)+":effects").Err(); err != nil {
+				return err
+			}
+			die()
+			return nil
+		})
+		fail(err)
+	}
 	careful := inbox.Handler(pool, func(ctx context.Context, tx pgx.Tx, e stream.Event) error {
 		err := record(ctx, tx, e)
 		if point == "before commit" {
@@ -55,7 +70,7 @@ func childMain() {
 		}
 		return err
 	})
-	c, err := consumergroup.New(redis.NewClient(opts), consumergroup.Config{
+	c, err := consumergroup.New(rdb, consumergroup.Config{
 		Topics: []stream.Topic{{Name: "orders", Namespace: os.Getenv(topicVar)}}, Group: group, Logger: slog.New(slog.DiscardHandler),
 		Handler: consumergroup.HandlerFunc(func(ctx context.Context, e stream.Event) error {
 			if err := careful.Handle(ctx, e); err != nil {
@@ -71,17 +86,38 @@ func childMain() {
 	fail(c.Run(ctx))
 }
 
+// runChild runs a process until it kills itself at the point.
+func runChild(t *testing.T, point, postgres, namespace string) {
+	t.Helper()
+	child := exec.CommandContext(t.Context(), os.Args[0])
+	child.Env = append(os.Environ(), childVar+"="+point, postgresVar+"="+postgres, redisVar+"="+testenv.RedisURL(t), topicVar+"="+namespace)
+	output, err := child.CombinedOutput()
+	require.ErrorContains(t, err, "signal: killed", "%s", output)
+}
+
+// Nobody can tell whether the effect came: once too often is better than never.
+func TestClaimOfAKilledProcessEndsWithItsLeaseAndTheEffectComesAgain(t *testing.T) {
+	t.Parallel()
+	rdb, namespace := testenv.Redis(t), testenv.Namespace(t)
+	runChild(t, "after the effect", "", namespace)
+	c, err := inbox.NewClaims(rdb, inbox.ClaimsConfig{Namespace: namespace})
+	require.NoError(t, err)
+	effect := func(ctx context.Context) error { return rdb.Incr(ctx, namespace+":effects").Err() }
+	for _, want := range []bool{true, false} {
+		ran, err := c.Do(t.Context(), group, newEvent("e"), effect)
+		require.NoError(t, err)
+		require.Equal(t, want, ran)
+	}
+	require.Equal(t, "2", rdb.Get(t.Context(), namespace+":effects").Val())
+}
+
 func TestKilledProcessLeavesEachEffectOnce(t *testing.T) {
 	t.Parallel()
 	for point, committed := range map[string]int{"before commit": 0, "before ack": 1} {
 		t.Run(point, func(t *testing.T) {
 			w := newWorld(t)
 			w.add(newEvent("e"))
-			child := exec.CommandContext(t.Context(), os.Args[0])
-			child.Env = append(os.Environ(), childVar+"="+point, postgresVar+"="+testenv.PostgresURL(t),
-				redisVar+"="+testenv.RedisURL(t), topicVar+"="+w.topic.Namespace)
-			output, err := child.CombinedOutput()
-			require.ErrorContains(t, err, "signal: killed", "%s", output)
+			runChild(t, point, testenv.PostgresURL(t), w.topic.Namespace)
 			require.Equal(t, committed, w.effects("e"))
 
 			calls := atomic.Int64{}

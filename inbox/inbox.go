@@ -26,7 +26,8 @@ ON CONFLICT DO NOTHING`
 
 // Once reports whether the transaction is the first of the group to handle the event. If it is not, an earlier
 // one committed: do nothing, and ack. Call it before the effects. Where another transaction has the
-// same event in hand, it waits for that one to end. After an error the transaction can only be rolled back.
+// same event in hand, it waits for that one to end. After an error the transaction can only be rolled back. An event without
+// a source has that of its delivery's topic, and ctx must be the delivery's.
 //
 // It is for handlers that have a transaction already; [Handle] and [Handler] make one.
 func Once(ctx context.Context, tx Tx, group string, e stream.Event) (first bool, err error) {
@@ -56,11 +57,14 @@ func identity(ctx context.Context, group string, e stream.Event) (source string,
 		return "", fmt.Errorf("inbox: group %.140q is not [A-Za-z0-9][A-Za-z0-9._-]{0,127}", group)
 	case e.ID == "":
 		return "", fmt.Errorf("inbox: %w event of type %.100q: id is empty", stream.ErrInvalid, e.Type)
-	case e.Source == "": // written by another program; the wire format gives it this one
-		delivery, _ := consumergroup.MetadataFrom(ctx)
-		return delivery.Topic, nil
+	case e.Source != "":
+		return e.Source, nil
 	}
-	return e.Source, nil
+	delivery, _ := consumergroup.MetadataFrom(ctx)
+	if delivery.Topic == "" {
+		return "", fmt.Errorf("inbox: %w event %s: source is empty, and the context is not that of a delivery", stream.ErrInvalid, e.ID)
+	}
+	return delivery.Topic, nil // written by another program; the wire format gives it this one
 }
 
 // Handle registers fn for the events of a definition, as consumergroup.Handle does, with a transaction in
@@ -89,8 +93,8 @@ func HandleIn[T any](s Schema, mux *consumergroup.Mux, pool *pgxpool.Pool, def s
 // returns an error or panics, all is rolled back, and the next attempt finds nothing of this one.
 //
 // fn must do with tx what is to happen once, outbox.Publish included, and neither commit nor roll back. Where the
-// transaction loses against another one (a deadlock, a serialization failure), it is run again, fn included, up to five
-// times before that is a failed attempt. While Postgres is away no attempt is counted, and the consumer pauses.
+// transaction loses against another one (a deadlock, a serialization failure), it is run again, fn included, and the fifth
+// loss is a failed attempt. While Postgres is away no attempt is counted, and the consumer pauses.
 //
 // Without a pool or fn it returns nil, which consumergroup.New refuses.
 func Handler(pool *pgxpool.Pool, fn func(ctx context.Context, tx pgx.Tx, e stream.Event) error) consumergroup.Handler {

@@ -253,6 +253,11 @@ func TestOnceRefusesWhatCannotBeToldApart(t *testing.T) {
 	require.EqualError(t, err, `inbox: group "no group" is not [A-Za-z0-9][A-Za-z0-9._-]{0,127}`)
 	_, err = inbox.Once(t.Context(), w.pool, group, newEvent(""))
 	require.ErrorIs(t, err, stream.ErrInvalid)
+	nowhere := newEvent("e")
+	nowhere.Source = ""
+	_, err = inbox.Once(t.Context(), w.pool, group, nowhere)
+	require.ErrorIs(t, err, stream.ErrInvalid)
+	require.ErrorContains(t, err, "source is empty")
 	require.ErrorContains(t, w.handler(record).Handle(t.Context(), newEvent("e")), "WithMetadata")
 	require.Zero(t, w.rows())
 }

@@ -21,7 +21,7 @@ type CleanerConfig struct {
 	Schema string
 	// Retention is how long rows are kept. Default 30 days. An event that comes again after its row
 	// was deleted has its effects again, so Retention must not be less than OutboxRetention, RetryWithin and RedriveWithin
-	// together. More costs disk: about 270 bytes for each event and group.
+	// together. More costs disk: about 290 bytes for each event and group.
 	Retention time.Duration
 	// OutboxRetention is the relay's Retention: how old an event may be that is published again after
 	// Redis lost it. Default 24 hours.

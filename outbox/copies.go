@@ -11,7 +11,6 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/streamkeel/streamkeel/internal/redisx"
-	"github.com/streamkeel/streamkeel/stream"
 )
 
 // RepublishConfig chooses what [Republish] sends.
@@ -68,19 +67,6 @@ func Republish(ctx context.Context, pool *pgxpool.Pool, rdb redis.UniversalClien
 		return c.sum, fmt.Errorf("outbox: republish: %w", err)
 	}
 	return c.sum, nil
-}
-
-// republishedField marks a copy.
-const republishedField = "sk-republished"
-
-// isCopy reports whether an entry is a copy that Republish appended.
-func isCopy(en *stream.Entry) bool {
-	for name := range en.Fields() {
-		if name == republishedField {
-			return true
-		}
-	}
-	return false
 }
 
 // copier appends copies of rows.
@@ -167,7 +153,7 @@ func (c *copier) copy(ctx context.Context, s *shard, b *batch) error {
 				continue
 			}
 			w.event.Sequence.Batch, w.event.Sequence.Row = b.number, w.id
-			args := w.event.AppendFields([]any{"xadd", topic.StreamKey(w.partition), "*", republishedField, c.stamp})
+			args := w.event.AppendFields([]any{"xadd", topic.StreamKey(w.partition), "*", "sk-republished", c.stamp})
 			_ = pipe.Process(ctx, redisx.NewID(ctx, args...)) // only queues
 		}
 		if pipe.Len() > 0 {

@@ -125,7 +125,7 @@ func rowEntries(ctx context.Context, rdb redis.UniversalClient, key, command, fr
 					return
 				}
 				from = "(" + en.ID.String()
-				if !en.Event.Sequence.IsZero() && !isCopy(&en) && !yield(en, nil) {
+				if _, isCopy := en.Book["republished"]; !isCopy && !en.Event.Sequence.IsZero() && !yield(en, nil) {
 					return
 				}
 			}

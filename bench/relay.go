@@ -127,7 +127,7 @@ func ourRelay(ctx context.Context, e *env) (float64, error) {
 				return 0, err
 			}
 		}
-		if _, err := pool.Exec(ctx, `ANALYZE streamkeel.outbox`); err != nil {
+		if _, err := pool.Exec(ctx, `ANALYZE streamkeel.outbox_row`); err != nil {
 			return 0, err
 		}
 		seen := &published{want: int64(n), all: make(chan struct{})}

@@ -28,16 +28,16 @@ const (
 DO $$ DECLARE day date := (clock_timestamp() AT TIME ZONE 'UTC')::date - %d; name text := 'outbox_' || to_char(day, 'YYYYMMDD');
 BEGIN
 	IF to_regclass('streamkeel.' || name) IS NULL THEN
-		EXECUTE format('CREATE TABLE streamkeel.%%I PARTITION OF streamkeel.outbox FOR VALUES FROM (%%L) TO (%%L)',
+		EXECUTE format('CREATE TABLE streamkeel.%%I PARTITION OF streamkeel.outbox_row FOR VALUES FROM (%%L) TO (%%L)',
 			name, day::timestamp AT TIME ZONE 'UTC', (day + 1)::timestamp AT TIME ZONE 'UTC');
 	END IF;
 END $$`
 
 	// The events are like those of makeEvents.
 	fillRows = `
-INSERT INTO streamkeel.outbox (created_at, shard, partition, namespace, topic, key, event_id, type, source, correlation_id, causation_id, data)
+INSERT INTO streamkeel.outbox_row (created_at, shard, partition, namespace, topic, key, event_id, type, source, time, content_type, correlation_id, causation_id, data)
 SELECT clock_timestamp() - $1 * interval '1 day', t.first_shard, 0, t.namespace, t.name, 'customer-' || i % 1000,
-	'0192d7a5-0000-7000-8000-' || lpad(i::text, 12, '0'), 'order.placed', 'bench',
+	'0192d7a5-0000-7000-8000-' || lpad(i::text, 12, '0'), 'order.placed', 'bench', clock_timestamp(), 'application/msgpack',
 	'0192d7a5-0000-7000-8000-000000000000', '0192d7a5-0000-7000-8000-000000000001', convert_to(repeat('abcdefgh', 32), 'UTF8')
 FROM streamkeel.topic t, generate_series(1, $2::integer) i WHERE t.namespace = $3 AND t.name = $4`
 
@@ -110,7 +110,7 @@ func ourRelayOverKept(ctx context.Context, e *env) (float64, error) {
 		if err := fill(ctx, pool, topic, 0, n); err != nil {
 			return 0, err
 		}
-		if _, err := pool.Exec(ctx, `ANALYZE streamkeel.outbox`); err != nil {
+		if _, err := pool.Exec(ctx, `ANALYZE streamkeel.outbox_row`); err != nil {
 			return 0, err
 		}
 		seen := make(batches, 100)

@@ -11,8 +11,8 @@ import (
 func (w *world) misplace(key, id string) {
 	w.t.Helper()
 	_, err := w.pool.Exec(w.t.Context(), query(`
-INSERT INTO {schema}.outbox (shard, partition, namespace, topic, key, event_id, type, source)
-SELECT (first_shard + 1) % {schema}.outbox_shards(), 0, namespace, name, $1, $2, 't', 's' FROM {schema}.topic WHERE name = 'orders'`), key, id)
+INSERT INTO {schema}.outbox_row (shard, partition, namespace, topic, key, event_id, type, source, data)
+SELECT (first_shard + 1) % {schema}.outbox_shards(), 0, namespace, name, $1, $2, 't', 's', '' FROM {schema}.topic WHERE name = 'orders'`), key, id)
 	require.NoError(w.t, err)
 }
 

@@ -49,7 +49,7 @@ SELECT current_setting('server_version_num')::integer, current_setting('server_e
 	layoutSQL = `
 SELECT (SELECT version FROM {schema}.layout), (SELECT count(*) FROM {schema}.relay_lease),
 	(SELECT seqcache FROM pg_sequence WHERE seqrelid = '{schema}.outbox_id'::regclass),
-	to_regclass('{schema}.outbox_shard_xid') IS NOT NULL`
+	to_regclass('{schema}.outbox_row_shard_xid') IS NOT NULL`
 
 	// Another cluster's or database's rows carry transaction numbers that mean nothing here.
 	systemSQL = `
@@ -59,7 +59,7 @@ SELECT (SELECT system_identifier FROM pg_control_system())::text || '/' || (SELE
 SELECT EXISTS (SELECT FROM {schema}.relay_lease l CROSS JOIN LATERAL (
 		SELECT snap_to FROM {schema}.relay_batch b WHERE b.shard = l.shard ORDER BY batch DESC LIMIT 1) b
 	WHERE pg_snapshot_xmax(b.snap_to) > pg_snapshot_xmax(pg_current_snapshot()))
-OR EXISTS (SELECT FROM {schema}.relay_lease l, {schema}.outbox o
+OR EXISTS (SELECT FROM {schema}.relay_lease l, {schema}.outbox_row o
 	WHERE o.shard = l.shard AND o.xid >= pg_snapshot_xmax(pg_current_snapshot()))`
 )
 
@@ -93,7 +93,7 @@ func (r *Relay) checkPostgres(ctx context.Context) error {
 	case cache != 1:
 		return fmt.Errorf("%w: sequence outbox_id has CACHE %d, which loses the order of a key; ALTER SEQUENCE %s.outbox_id CACHE 1", ErrUnsupportedPostgres, cache, r.db.schema.Quoted())
 	case !indexed:
-		return fmt.Errorf("%w: index outbox_shard_xid; CREATE INDEX outbox_shard_xid ON %s.outbox (shard, xid)", ErrNotMigrated, r.db.schema.Quoted())
+		return fmt.Errorf("%w: index outbox_row_shard_xid; CREATE INDEX outbox_row_shard_xid ON %s.outbox_row (shard, xid)", ErrNotMigrated, r.db.schema.Quoted())
 	case shards < 1 || shards > maxShards:
 		return fmt.Errorf("%w: relay_lease has %d rows, 1 to %d are possible", ErrNotMigrated, shards, maxShards)
 	}

@@ -82,7 +82,7 @@ const (
 	keptSinceSQL = `
 SELECT greatest(max(oldest), (
 	SELECT min(to_date(right(c.relname, 8), 'YYYYMMDD'))::timestamp AT TIME ZONE 'UTC'
-	FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = '{schema}.outbox'::regclass))
+	FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = '{schema}.outbox_row'::regclass))
 FROM (SELECT min(frozen_at) AS oldest FROM {schema}.relay_batch GROUP BY shard HAVING min(batch) > 0) log
 HAVING count(*) > 0`
 

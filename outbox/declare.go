@@ -2,8 +2,14 @@ package outbox
 
 import (
 	"context"
+	"database/sql"
+	"errors"
 	"fmt"
+	"time"
 
+	"github.com/jackc/pgx/v5"
+
+	"github.com/streamkeel/streamkeel/internal/pgschema"
 	"github.com/streamkeel/streamkeel/stream"
 )
 
@@ -22,34 +28,102 @@ func (s Schema) declareAll(ctx context.Context, db Tx, topics []stream.Topic) er
 		}
 	}
 	for _, t := range topics {
-		if err := s.declare(ctx, db, t); err != nil {
+		if _, err := s.declare(ctx, db, t); err != nil {
 			return fmt.Errorf("outbox: %w", err)
 		}
 	}
 	return nil
 }
 
+// shardsOf says in which shards a topic's partitions are: partition p in (first + p) % shards.
+type shardsOf struct{ first, shards int }
+
+// What a connection remembers of topics: a topic is never changed, and one that was taken away by hand, or by a restored
+// Postgres behind a pooler, is declared again soon.
+const (
+	rememberFor    = time.Minute
+	rememberTopics = 1000
+	memoryKey      = "streamkeel.outbox.topics"
+)
+
+type (
+	remembered struct {
+		shardsOf
+		until time.Time
+	}
+	topicAsSaid struct {
+		schema     pgschema.Name
+		topic      topicName
+		partitions int
+		stream     string
+	}
+)
+
+// memoryOf returns what the transaction's connection remembers, or nil where there is none to be had.
+func memoryOf(tx Tx) map[topicAsSaid]remembered {
+	c, ok := tx.(interface{ Conn() *pgx.Conn })
+	if !ok || c.Conn() == nil {
+		return nil
+	}
+	data := c.Conn().PgConn().CustomData()
+	memory, ok := data[memoryKey].(map[topicAsSaid]remembered)
+	if !ok || len(memory) >= rememberTopics {
+		memory = map[topicAsSaid]remembered{}
+		data[memoryKey] = memory
+	}
+	return memory
+}
+
+// placeOf returns the shards of a topic, which it declares if nobody has yet.
+func (s Schema) placeOf(ctx context.Context, tx Tx, t stream.Topic) (shardsOf, error) {
+	memory, said := memoryOf(tx), topicAsSaid{s.name, topicName{t.NamespaceName(), t.Name}, t.Count(), t.Stream}
+	if m := memory[said]; time.Now().Before(m.until) {
+		return m.shardsOf, nil
+	}
+	d, err := s.declared(ctx, tx, t)
+	if errors.Is(err, sql.ErrNoRows) {
+		d, err = s.declare(ctx, tx, t)
+	}
+	if err == nil && d.committed && memory != nil {
+		memory[said] = remembered{d.shardsOf, time.Now().Add(rememberFor)}
+	}
+	return d.shardsOf, err
+}
+
+// A topic of this very transaction may yet be rolled back. It has its time.
 const (
 	declareSQL = `
 INSERT INTO {schema}.topic (namespace, name, partitions, stream_key)
 VALUES ($1::text, $2::text, $3::integer, nullif($4::text, '')) ON CONFLICT DO NOTHING`
 
 	declaredSQL = `
-SELECT partitions, coalesce(stream_key, '') FROM {schema}.topic WHERE namespace = $1::text AND name = $2::text`
+SELECT partitions, coalesce(stream_key, ''), first_shard, {schema}.outbox_shards(), declared_at <> transaction_timestamp()
+FROM {schema}.topic WHERE namespace = $1::text AND name = $2::text`
 )
 
-func (s Schema) declare(ctx context.Context, db Tx, t stream.Topic) error {
+func (s Schema) declare(ctx context.Context, db Tx, t stream.Topic) (declaration, error) {
 	if _, err := db.Exec(ctx, s.name.SQL(declareSQL), t.NamespaceName(), t.Name, t.Count(), t.Stream); err != nil {
-		return fmt.Errorf("declare topic %s: %w", t.Name, err)
+		return declaration{}, fmt.Errorf("declare topic %s: %w", t.Name, err)
 	}
+	return s.declared(ctx, db, t)
+}
+
+// declaration is how a topic stands in the database.
+type declaration struct {
+	shardsOf
+	committed bool
+}
+
+func (s Schema) declared(ctx context.Context, db Tx, t stream.Topic) (d declaration, err error) {
 	var partitions int
 	var key string
-	if err := db.QueryRow(ctx, s.name.SQL(declaredSQL), t.NamespaceName(), t.Name).Scan(&partitions, &key); err != nil {
-		return fmt.Errorf("declare topic %s: %w", t.Name, err)
+	err = db.QueryRow(ctx, s.name.SQL(declaredSQL), t.NamespaceName(), t.Name).Scan(&partitions, &key, &d.first, &d.shards, &d.committed)
+	if err != nil {
+		return d, fmt.Errorf("read topic %s: %w", t.Name, err)
 	}
 	if partitions != t.Count() || key != t.Stream {
-		return fmt.Errorf("topic %s: %w: the database has %d partitions (stream %q), this program says %d (stream %q)",
+		return d, fmt.Errorf("topic %s: %w: the database has %d partitions (stream %q), this program says %d (stream %q)",
 			t.Name, stream.ErrPartitionMismatch, partitions, key, t.Count(), t.Stream)
 	}
-	return nil
+	return d, nil
 }

@@ -76,7 +76,7 @@ due AS (
 	USING (SELECT p.ctid FROM {schema}.outbox_delayed p, turn WHERE turn.mine AND p.due_at <= statement_timestamp()
 		ORDER BY p.due_at, p.id LIMIT $1::bigint FOR UPDATE OF p SKIP LOCKED) p
 	WHERE d.ctid = p.ctid RETURNING d.*)
-INSERT INTO {schema}.outbox (shard, ` + eventColumns + `)
+INSERT INTO {schema}.outbox_row (shard, ` + eventColumns + `)
 SELECT shard, ` + eventColumns + ` FROM due ORDER BY due_at, id`
 
 func (r *Relay) moveDue(ctx context.Context) error {
@@ -102,7 +102,7 @@ SELECT l.shard, w.waiting, (extract(epoch FROM clock_timestamp() - coalesce(w.ol
 	(extract(epoch FROM clock_timestamp() - last.frozen_at) * 1000000)::bigint
 FROM {schema}.relay_lease l
 CROSS JOIN LATERAL (SELECT * FROM {schema}.relay_batch b WHERE b.shard = l.shard ORDER BY batch DESC LIMIT 1) last
-CROSS JOIN LATERAL (SELECT count(*) AS waiting, min(created_at) AS oldest FROM (SELECT created_at FROM {schema}.outbox o
+CROSS JOIN LATERAL (SELECT count(*) AS waiting, min(created_at) AS oldest FROM (SELECT created_at FROM {schema}.outbox_row o
 	WHERE o.shard = l.shard AND o.xid >= pg_snapshot_xmax(last.snap_to) LIMIT $2::bigint) o) w
 WHERE l.shard = ANY ($1::smallint[])`
 

@@ -278,7 +278,7 @@ func (w *world) ghosts(shard int) (ids []string) {
 // theLog and theRows are what a Postgres may have lost.
 var (
 	theLog  = []string{"{schema}.relay_batch", "{schema}.relay_lease"}
-	theRows = []string{"{schema}.outbox", "bank"}
+	theRows = []string{"{schema}.outbox_row", "bank"}
 )
 
 // newBehind returns a world without a relay. Its stream has 16 entries, of the last 8 of which Postgres has lost the tables.

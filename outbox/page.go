@@ -63,10 +63,11 @@ func (p *page) behind(c *call, held stream.Position) *row {
 
 func (p *page) full() bool { return len(p.rows) >= pageRows || p.bytes >= pageBytes }
 
-// A batch is one range of an index, and apart from it the few transactions that were running at its start and
-// are over at its end. The numbers are parameters of an unnamed statement, and so constants for the planner: each
-// row partition is looked up by its index. One query, sorted once, serves a whole batch; its rows are consumed
-// page by page.
+// A batch is a range of transactions, and apart from it the few that were running at its start and are over at its end.
+// Where these are not far off, one range of the index has them all, and what was published before is left out;
+// it is the planning of the query, over all row partitions, that a small batch costs. The numbers are parameters of an
+// unnamed statement, and so constants for the planner: each row partition is looked up by its index. One query, sorted
+// once, serves a whole batch; its rows are consumed page by page.
 //
 // A batch has no rows on a server whose log lacks it: its snapshots were made by another one, and mean other transactions
 // there.
@@ -76,23 +77,29 @@ const (
 	inLog = ` AND EXISTS (SELECT FROM {schema}.relay_batch WHERE shard = $1::smallint AND batch = $2::bigint AND tag = $3::text)`
 
 	readRange = `
-SELECT ` + rowColumns + ` FROM {schema}.outbox
+SELECT ` + rowColumns + ` FROM {schema}.outbox_row
 WHERE shard = $1::smallint AND id > $4::bigint AND xid >= $5::xid8 AND xid < $6::xid8
 	AND pg_visible_in_snapshot(xid, $7::pg_snapshot)` + inLog
 
+	notBefore = ` AND NOT pg_visible_in_snapshot(xid, $8::pg_snapshot)`
+
 	readLate = `
 UNION ALL
-SELECT ` + rowColumns + ` FROM {schema}.outbox
+SELECT ` + rowColumns + ` FROM {schema}.outbox_row
 WHERE shard = $1::smallint AND id > $4::bigint AND xid = ANY ($8::xid8[])` + inLog
 )
 
 const (
 	readRangeSQL = readRange + ` ORDER BY id`
+	readNearSQL  = readRange + notBefore + ` ORDER BY id`
 	readBothSQL  = readRange + readLate + ` ORDER BY id`
 	readRetrySQL = `
 SELECT seq, ` + eventColumns + ` FROM {schema}.outbox_failed
 WHERE shard = $1::smallint AND retry_batch = $2::bigint AND seq > $4::bigint` + inLog + ` ORDER BY seq`
 )
+
+// nearBy is how many transactions are looked at again rather than looked up one by one.
+const nearBy = 1000
 
 // statement returns the query for the batch's rows behind a row, and its parameters as text.
 func (b *batch) statement(shard int, after int64) (string, [][]byte) {
@@ -100,10 +107,17 @@ func (b *batch) statement(shard int, after int64) (string, [][]byte) {
 	if b.retry {
 		return readRetrySQL, args
 	}
-	args = append(args, params(strconv.FormatUint(b.from.xmax, 10), strconv.FormatUint(b.to.xmax, 10), b.to.text)...)
-	late := b.from.finished(b.to)
-	if len(late) == 0 {
+	first, late := b.from.xmax, b.from.finished(b.to)
+	near := len(late) > 0 && first-late[0] <= nearBy
+	if near {
+		first = late[0]
+	}
+	args = append(args, params(strconv.FormatUint(first, 10), strconv.FormatUint(b.to.xmax, 10), b.to.text)...)
+	switch {
+	case len(late) == 0:
 		return readRangeSQL, args
+	case near:
+		return readNearSQL, append(args, []byte(b.from.text))
 	}
 	list := make([]string, len(late))
 	for i, xid := range late {

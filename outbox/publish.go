@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/streamkeel/streamkeel/stream"
 )
@@ -32,7 +33,8 @@ type Tx interface {
 // other error the transaction can only be rolled back.
 //
 // It takes one round trip for every 1,000 events or 4 MiB. More than 1,000 events are written by COPY instead, in a few
-// round trips, where the transaction is pgx's. The first use of a topic declares it, which takes two more, and makes
+// round trips, where the transaction is pgx's. One more reads how the topic stands in the database, once a minute for each
+// of pgx's connections, and each time where the transaction is none of pgx's. The first use of a topic declares it, which takes two more, and makes
 // others that use it for the first time wait until this transaction ends: [Declare] does it beforehand.
 func Publish(ctx context.Context, tx Tx, topic stream.Topic, events ...stream.Event) error {
 	return Schema{}.Publish(ctx, tx, topic, events...)
@@ -79,27 +81,35 @@ func (s Schema) insertAll(ctx context.Context, tx Tx, when due, topic stream.Top
 	if err := errors.Join(faults...); err != nil {
 		return err
 	}
-	var err error
-	if bulk, ok := tx.(bulkTx); ok && when == atOnce && len(stamped) > insertEvents {
-		err = s.insert(ctx, tx, topic, stamped, func(events []stream.Event) (int64, error) { return s.insertCopy(ctx, bulk, topic, events) })
-	} else {
-		err = s.insertParts(ctx, tx, when, topic, stamped)
-	}
-	if err != nil {
+	if err := s.insertStamped(ctx, tx, when, topic, stamped); err != nil {
 		return fmt.Errorf("outbox: publish to %s: %w", topic.Name, err)
 	}
 	return nil
 }
 
-func (s Schema) insertParts(ctx context.Context, tx Tx, when due, topic stream.Topic, events []stream.Event) error {
+func (s Schema) insertStamped(ctx context.Context, tx Tx, when due, topic stream.Topic, events []stream.Event) error {
+	if pool, ok := tx.(*pgxpool.Pool); ok { // a connection remembers the topic, a pool does not
+		conn, err := pool.Acquire(ctx)
+		if err != nil {
+			return err
+		}
+		defer conn.Release()
+		tx = conn
+	}
+	at, err := s.placeOf(ctx, tx, topic)
+	if err != nil {
+		return err
+	}
+	if bulk, ok := tx.(bulkTx); ok && when == atOnce && len(events) > insertEvents {
+		return s.insertCopy(ctx, bulk, at, topic, events)
+	}
 	for len(events) > 0 {
 		n, size := 0, 0
 		for n < len(events) && n < insertEvents && size < insertBytes {
 			size += len(events[n].Data)
 			n++
 		}
-		err := s.insert(ctx, tx, topic, events[:n], func(events []stream.Event) (int64, error) { return s.insertOnce(ctx, tx, when, topic, events) })
-		if err != nil {
+		if err := s.insertOnce(ctx, tx, when, at, topic, events[:n]); err != nil {
 			return err
 		}
 		events = events[n:]
@@ -107,40 +117,17 @@ func (s Schema) insertParts(ctx context.Context, tx Tx, when due, topic stream.T
 	return nil
 }
 
-// insert writes the events, all of them or none. write inserts only if the topic stands in the database
-// as the program has it; where it inserts nothing, the topic is declared, and it runs again.
-func (s Schema) insert(ctx context.Context, tx Tx, topic stream.Topic, events []stream.Event, write func([]stream.Event) (int64, error)) error {
-	for attempt := 0; ; attempt++ {
-		n, err := write(events)
-		switch {
-		case err != nil:
-			return err
-		case n == int64(len(events)):
-			return nil
-		case n != 0:
-			return fmt.Errorf("%d of %d rows were inserted", n, len(events))
-		case attempt > 0:
-			return fmt.Errorf("the declaration of the topic is gone again")
-		}
-		if err := s.declare(ctx, tx, topic); err != nil {
-			return err
-		}
-	}
-}
-
-func (s Schema) insertOnce(ctx context.Context, tx Tx, when due, topic stream.Topic, events []stream.Event) (int64, error) {
+func (s Schema) insertOnce(ctx context.Context, tx Tx, when due, at shardsOf, topic stream.Topic, events []stream.Event) error {
 	_, isSQL := tx.(sqlTx)
 	if len(events) > 1 && !isSQL {
-		return s.insertMany(ctx, tx, when, topic, events)
+		return s.insertMany(ctx, tx, when, at, topic, events)
 	}
-	var inserted int64
 	for i := range events {
-		n, err := s.insertOne(ctx, tx, when, topic, &events[i])
-		if inserted += n; err != nil || n == 0 {
-			return inserted, err
+		if err := s.insertOne(ctx, tx, when, at, topic, &events[i]); err != nil {
+			return err
 		}
 	}
-	return inserted, nil
+	return nil
 }
 
 // The columns of an event, as all statements name them.
@@ -148,27 +135,22 @@ const eventColumns = `namespace, topic, partition, key, event_id, type, source, 
 	correlation_id, causation_id, traceparent, expires, attributes, data`
 
 const (
-	intoOutbox  = `INSERT INTO {schema}.outbox (shard, ` + eventColumns + `) SELECT `
+	intoOutbox  = `INSERT INTO {schema}.outbox_row (shard, ` + eventColumns + `) SELECT `
 	intoDelayed = `INSERT INTO {schema}.outbox_delayed (due_at, shard, ` + eventColumns + `)
 SELECT coalesce($19::timestamptz, clock_timestamp() + $20::bigint * interval '1 microsecond'), `
 
-	oneEvent = `(t.first_shard + $4::integer) % {schema}.outbox_shards(), t.namespace, t.name, $4::integer, $6::text,
+	oneEvent = `($3::integer + $4::integer) % $5::integer, $1::text, $2::text, $4::integer, $6::text,
 	$7::text, $8::text, $9::text, $10::timestamptz, nullif($11::text, ''), nullif($12::text, ''), nullif($13::text, ''),
-	nullif($14::text, ''), nullif($15::text, ''), $16::timestamptz, nullif($17::text, '')::jsonb, $18::bytea
-FROM {schema}.topic t
-` + ofTopic
+	nullif($14::text, ''), nullif($15::text, ''), $16::timestamptz, nullif($17::text, '')::jsonb, $18::bytea`
 
-	manyEvents = `(t.first_shard + e.partition) % {schema}.outbox_shards(), t.namespace, t.name, e.partition, e.key,
+	manyEvents = `($3::integer + e.partition) % $5::integer, $1::text, $2::text, e.partition, e.key,
 	e.id, e.type, e.source, e.time, nullif(e.content_type, ''), nullif(e.schema, ''), nullif(e.correlation, ''),
 	nullif(e.causation, ''), nullif(e.traceparent, ''), e.expires, nullif(e.attributes, '')::jsonb, e.data
-FROM {schema}.topic t, unnest($4::integer[], $6::text[], $7::text[], $8::text[], $9::text[], $10::timestamptz[],
+FROM unnest($4::integer[], $6::text[], $7::text[], $8::text[], $9::text[], $10::timestamptz[],
 		$11::text[], $12::text[], $13::text[], $14::text[], $15::text[], $16::timestamptz[], $17::text[], $18::bytea[])
 	WITH ORDINALITY AS e(partition, key, id, type, source, time, content_type, schema, correlation, causation,
 		traceparent, expires, attributes, data, place)
-` + ofTopic + `
 ORDER BY e.place`
-
-	ofTopic = `WHERE t.namespace = $1::text AND t.name = $2::text AND t.partitions = $3::integer AND coalesce(t.stream_key, '') = $5::text`
 )
 
 const (
@@ -178,18 +160,18 @@ const (
 	delayManySQL  = intoDelayed + manyEvents
 )
 
-func (s Schema) insertOne(ctx context.Context, tx Tx, when due, topic stream.Topic, e *stream.Event) (int64, error) {
+func (s Schema) insertOne(ctx context.Context, tx Tx, when due, at shardsOf, topic stream.Topic, e *stream.Event) error {
 	attributes, err := attributesOf(e)
 	if err != nil {
-		return 0, err
+		return err
 	}
-	args := append(make([]any, 0, 20), topic.NamespaceName(), topic.Name, topic.Count(), topic.Partition(e), topic.Stream, e.Key, e.ID,
+	args := append(make([]any, 0, 20), topic.NamespaceName(), topic.Name, at.first, topic.Partition(e), at.shards, e.Key, e.ID,
 		e.Type, e.Source, nullTime(e.Time), e.ContentType, e.Schema, e.CorrelationID, e.CausationID, e.TraceParent,
 		nullTime(e.Expires), attributes, notNil(e.Data))
-	return when.exec(ctx, tx, s.name.SQL(insertOneSQL), s.name.SQL(delayOneSQL), args)
+	return when.exec(ctx, tx, 1, s.name.SQL(insertOneSQL), s.name.SQL(delayOneSQL), args)
 }
 
-func (s Schema) insertMany(ctx context.Context, tx Tx, when due, topic stream.Topic, events []stream.Event) (int64, error) {
+func (s Schema) insertMany(ctx context.Context, tx Tx, when due, at shardsOf, topic stream.Topic, events []stream.Event) error {
 	n := len(events)
 	var (
 		partitions      = make([]int32, n)
@@ -204,7 +186,7 @@ func (s Schema) insertMany(ctx context.Context, tx Tx, when due, topic stream.To
 		e := &events[i]
 		attributes, err := attributesOf(e)
 		if err != nil {
-			return 0, err
+			return err
 		}
 		partitions[i] = int32(topic.Partition(e)) //nolint:gosec // at most 4095
 		for c, value := range [...]string{e.Key, e.ID, e.Type, e.Source, e.ContentType, e.Schema, e.CorrelationID, e.CausationID, e.TraceParent, attributes} {
@@ -213,27 +195,30 @@ func (s Schema) insertMany(ctx context.Context, tx Tx, when due, topic stream.To
 		times[i], expiries[i] = nullTime(e.Time), nullTime(e.Expires)
 		data[i] = notNil(e.Data)
 	}
-	args := append(make([]any, 0, 20), topic.NamespaceName(), topic.Name, topic.Count(), partitions, topic.Stream, texts[0], texts[1],
+	args := append(make([]any, 0, 20), topic.NamespaceName(), topic.Name, at.first, partitions, at.shards, texts[0], texts[1],
 		texts[2], texts[3], times, texts[4], texts[5], texts[6], texts[7], texts[8], expiries, texts[9], data)
-	return when.exec(ctx, tx, s.name.SQL(insertManySQL), s.name.SQL(delayManySQL), args)
+	return when.exec(ctx, tx, n, s.name.SQL(insertManySQL), s.name.SQL(delayManySQL), args)
 }
 
-// exec runs the statement that inserts at once or for later, and returns how many rows it inserted.
-func (d due) exec(ctx context.Context, tx Tx, insert, delay string, args []any) (int64, error) {
-	if d == atOnce {
-		tag, err := tx.Exec(ctx, insert, args...)
-		return tag.RowsAffected(), err
+// exec runs the statement that inserts n rows at once or for later.
+func (d due) exec(ctx context.Context, tx Tx, n int, insert, delay string, args []any) error {
+	if d != atOnce {
+		insert = delay
+		var at *time.Time
+		var micros *int64
+		if d.at.IsZero() {
+			after := d.after.Microseconds()
+			micros = &after
+		} else {
+			at = &d.at
+		}
+		args = append(args, at, micros)
 	}
-	var at *time.Time
-	var micros *int64
-	if d.at.IsZero() {
-		after := d.after.Microseconds()
-		micros = &after
-	} else {
-		at = &d.at
+	tag, err := tx.Exec(ctx, insert, args...)
+	if err == nil && tag.RowsAffected() != int64(n) {
+		err = fmt.Errorf("%d of %d rows were inserted", tag.RowsAffected(), n)
 	}
-	tag, err := tx.Exec(ctx, delay, append(args, at, micros)...)
-	return tag.RowsAffected(), err
+	return err
 }
 
 func nullTime(t time.Time) *time.Time {

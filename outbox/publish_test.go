@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -214,7 +215,7 @@ FROM {schema}.outbox o ORDER BY id`))
 	other := w.topic
 	other.Partitions = 8
 	require.ErrorIs(t, Publish(ctx, w.pool, other, all...), stream.ErrPartitionMismatch)
-	_, err := w.pool.Exec(ctx, query(`ALTER TABLE {schema}.outbox ADD CONSTRAINT refused CHECK (event_id <> '00900')`))
+	_, err := w.pool.Exec(ctx, query(`ALTER TABLE {schema}.outbox_row ADD CONSTRAINT refused CHECK (event_id <> '00900')`))
 	require.NoError(t, err)
 	require.ErrorContains(t, Publish(ctx, w.pool, w.topic, all...), "refused")
 	require.Zero(t, w.rows("outbox"), "none without the other")
@@ -347,4 +348,90 @@ func TestLockMakesTransactionsOfAKeyTakeTurns(t *testing.T) {
 	start(t, w.relay())
 	w.eventually(2)
 	require.Equal(t, []string{"first", "second"}, w.ids())
+}
+
+// statements counts what a connection is asked.
+type statements struct{ n atomic.Int64 }
+
+func (s *statements) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+	s.n.Add(1)
+	return ctx
+}
+
+func (*statements) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+
+func TestConnectionRemembersOnlyTopicsThatAreCommitted(t *testing.T) {
+	w := newWorld(t, 4)
+	ctx := t.Context()
+	config := w.pool.Config().ConnConfig.Copy()
+	seen := &statements{}
+	config.Tracer = seen
+	conn, err := pgx.ConnectConfig(ctx, config)
+	require.NoError(t, err)
+	defer conn.Close(ctx)
+	publish := func(topic stream.Topic) (asked int64) {
+		before := seen.n.Load()
+		require.NoError(t, InTx(ctx, conn, func(tx pgx.Tx) error { return Publish(ctx, tx, topic, event("k", "x")) }))
+		return seen.n.Load() - before - 2 // BEGIN and COMMIT
+	}
+
+	tx, err := conn.Begin(ctx)
+	require.NoError(t, err)
+	for range 3 { // the second finds what the first has declared
+		require.NoError(t, Publish(ctx, tx, w.topic, event("k", "x")))
+	}
+	require.NoError(t, tx.Rollback(ctx))
+	require.EqualValues(t, 4, publish(w.topic), "it looks, declares, looks and inserts")
+	require.EqualValues(t, 1, w.rows("topic"))
+	require.EqualValues(t, 2, publish(w.topic), "it looks and inserts")
+	require.EqualValues(t, 1, publish(w.topic))
+	require.EqualValues(t, 1, publish(w.topic))
+
+	other := w.topic
+	other.Partitions = 8
+	require.ErrorIs(t, InTx(ctx, conn, func(tx pgx.Tx) error { return Publish(ctx, tx, other, event("k", "x")) }), stream.ErrPartitionMismatch)
+
+	memory := conn.PgConn().CustomData()[memoryKey].(map[topicAsSaid]remembered)
+	for said, m := range memory {
+		m.until = time.Now()
+		memory[said] = m
+	}
+	require.EqualValues(t, 2, publish(w.topic), "after a while it looks again")
+	for i := range rememberTopics {
+		memory[topicAsSaid{stream: fmt.Sprint(i)}] = remembered{}
+	}
+	publish(stream.Topic{Name: "another", Namespace: w.topic.Namespace})
+	memory = conn.PgConn().CustomData()[memoryKey].(map[topicAsSaid]remembered)
+	require.Less(t, len(memory), 2, "it does not grow without end")
+}
+
+// A role needs no more than docs/outbox.md says, and one that uses plain SQL cannot pass the checks by.
+func TestRolesPublishWithTheRightsThatTheyNeed(t *testing.T) {
+	w := newWorld(t, 4)
+	ctx := t.Context()
+	require.NoError(t, Declare(ctx, w.pool, w.topic))
+	as := func(rights string, fn func(tx pgx.Tx) error) error {
+		tx, err := w.pool.Begin(ctx)
+		require.NoError(t, err)
+		defer func() { require.NoError(t, tx.Rollback(ctx)) }() // the role too
+		role := "streamkeel_test_" + strings.ToLower(w.topic.Namespace)
+		_, err = tx.Exec(ctx, query(strings.ReplaceAll("CREATE ROLE $; GRANT USAGE ON SCHEMA {schema} TO $;"+rights+"; SET LOCAL ROLE $", "$", role)))
+		require.NoError(t, err)
+		return fn(tx)
+	}
+	plain := func(table string) func(pgx.Tx) error {
+		return func(tx pgx.Tx) error {
+			_, err := tx.Exec(ctx, query(`INSERT INTO {schema}.`+table+` (namespace, topic, key, type) VALUES ($1, $2, 'k', 't')`), w.topic.Namespace, w.topic.Name)
+			return err
+		}
+	}
+	const door = "GRANT INSERT ON {schema}.outbox TO $"
+	require.NoError(t, as(door, plain("outbox")))
+	require.ErrorContains(t, as(door, plain("outbox_row")), "permission denied")
+
+	topics := []stream.Topic{w.topic, {Name: "first-use", Namespace: w.topic.Namespace}}
+	for _, topic := range topics {
+		require.NoError(t, as(`GRANT INSERT ON {schema}.outbox_row TO $; GRANT SELECT, INSERT ON {schema}.topic TO $; GRANT USAGE ON SEQUENCE {schema}.outbox_id TO $`,
+			func(tx pgx.Tx) error { return Publish(ctx, tx, topic, event("k", "x"), event("k", "y")) }))
+	}
 }

@@ -40,6 +40,7 @@ func (s *shard) publish(ctx context.Context, b batch) error {
 	}
 	s.published.Store(b.number)
 	s.publishedAt = time.Now()
+	s.relay.recent.Add(at.rows)
 	s.relay.observe(ctx, Observation{Moment: Published, Shard: s.number, Batch: b.number, Rows: at.rows, Bytes: at.bytes, Took: time.Since(start)})
 	return nil
 }

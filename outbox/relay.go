@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -44,6 +45,7 @@ type Relay struct {
 	awake   chan struct{} // rows may have been committed
 	ready   chan *shard   // shards whose batch is published
 	healed  chan struct{} // Redis answers again
+	recent  atomic.Int64  // rows that were published since the last round of sequence
 
 	mu     sync.Mutex
 	owned  map[int]*shard

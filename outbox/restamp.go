@@ -50,12 +50,12 @@ func Restamp(ctx context.Context, pool *pgxpool.Pool, rdb redis.UniversalClient,
 const (
 	relayRunsSQL = `SELECT EXISTS (SELECT FROM {schema}.relay_lease WHERE lease_until > clock_timestamp())`
 
-	countRowsSQL = `SELECT count(*) FROM {schema}.outbox`
+	countRowsSQL = `SELECT count(*) FROM {schema}.outbox_row`
 
 	// The last batch may have been under way, and must be what it was when it is read again: three numbers tell the rows
 	// before it, its own, and those after it. Whatever is written from now on has a higher number.
 	restampRowsSQL = `
-UPDATE {schema}.outbox o
+UPDATE {schema}.outbox_row o
 SET xid = (CASE WHEN pg_visible_in_snapshot(o.xid, b.snap_from) THEN '3' WHEN pg_visible_in_snapshot(o.xid, b.snap_to) THEN '4' ELSE '5' END)::xid8
 FROM {schema}.relay_lease l
 CROSS JOIN LATERAL (SELECT snap_from, snap_to FROM {schema}.relay_batch b WHERE b.shard = l.shard ORDER BY batch DESC LIMIT 1) b

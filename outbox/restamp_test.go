@@ -18,7 +18,7 @@ func (w *world) emigrate() {
 	w.t.Helper()
 	ctx := w.t.Context()
 	for _, statement := range []string{
-		`UPDATE {schema}.outbox SET xid = (xid::text::bigint + 1000000000)::text::xid8`,
+		`UPDATE {schema}.outbox_row SET xid = (xid::text::bigint + 1000000000)::text::xid8`,
 		`CREATE FUNCTION {schema}.shifted(snap pg_snapshot) RETURNS pg_snapshot LANGUAGE sql AS $$
 			SELECT ((split_part(snap::text, ':', 1)::bigint + 1000000000) || ':' || (split_part(snap::text, ':', 2)::bigint + 1000000000) || ':' ||
 				coalesce((SELECT string_agg((xip::text::bigint + 1000000000)::text, ',' ORDER BY xip) FROM pg_snapshot_xip(snap) AS x(xip)), ''))::pg_snapshot $$`,

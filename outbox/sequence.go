@@ -30,8 +30,8 @@ func (r *Relay) sequence(ctx context.Context) {
 			wait = 0
 		case <-timer.C:
 		}
-		// No sooner than PollMin after the last round, so that what comes in quick succession shares a batch.
-		if pause := r.config.PollMin - time.Since(last); pause > 0 {
+		// What comes in quick succession shares a batch.
+		if pause := max(r.config.PollMin, r.gather()) - time.Since(last); pause > 0 {
 			timer.Reset(pause)
 			continue
 		}
@@ -41,6 +41,7 @@ func (r *Relay) sequence(ctx context.Context) {
 		}
 		idle = slices.DeleteFunc(idle, (*shard).stopping)
 		last = time.Now()
+		r.recent.Store(0)
 		n, err := r.freezeReady(ctx, &idle)
 		switch {
 		case err != nil:
@@ -53,6 +54,18 @@ func (r *Relay) sequence(ctx context.Context) {
 		}
 		timer.Reset(wait)
 	}
+}
+
+// While rows come faster than about one in gatherRow, a round waits for more of them, at the most gatherMax after the one before: a
+// batch costs about as much as the rows of a hundred more transactions, and the database has better things to do.
+const (
+	gatherRow = 400 * time.Microsecond
+	gatherMax = 20 * time.Millisecond
+)
+
+// gather returns how long after the last round the next may begin.
+func (r *Relay) gather() time.Duration {
+	return time.Duration(min(r.recent.Load(), int64(gatherMax/gatherRow))) * gatherRow
 }
 
 // restAfter is when a shard that has had no rows for a while gets an empty batch, which says where all its streams are: the

@@ -65,9 +65,9 @@ SELECT l.shard, CASE WHEN l.lease_until > clock_timestamp() THEN l.owner ELSE ''
 FROM {schema}.relay_lease l
 CROSS JOIN LATERAL (SELECT * FROM {schema}.relay_batch b WHERE b.shard = l.shard ORDER BY batch DESC LIMIT 1) last
 CROSS JOIN LATERAL (SELECT count(*) AS waiting, min(created_at) AS oldest FROM (
-	SELECT created_at FROM {schema}.outbox o WHERE o.shard = l.shard AND o.xid >= pg_snapshot_xmax(last.snap_to)
+	SELECT created_at FROM {schema}.outbox_row o WHERE o.shard = l.shard AND o.xid >= pg_snapshot_xmax(last.snap_to)
 	UNION ALL SELECT o.created_at FROM pg_snapshot_xip(last.snap_to) AS x(xid)
-		CROSS JOIN LATERAL (SELECT created_at FROM {schema}.outbox o WHERE o.shard = l.shard AND o.xid = x.xid LIMIT $1::bigint) o
+		CROSS JOIN LATERAL (SELECT created_at FROM {schema}.outbox_row o WHERE o.shard = l.shard AND o.xid = x.xid LIMIT $1::bigint) o
 	LIMIT $1::bigint) o) w
 ORDER BY l.shard`
 

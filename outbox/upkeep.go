@@ -72,7 +72,7 @@ const (
 	addSQL   = `SELECT {schema}.outbox_add_partitions($1::integer)`
 	aheadSQL = `
 SELECT coalesce(max(to_date(right(c.relname, 8), 'YYYYMMDD')) - (clock_timestamp() AT TIME ZONE 'UTC')::date, 0)
-FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = '{schema}.outbox'::regclass`
+FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = '{schema}.outbox_row'::regclass`
 )
 
 func addPartitions(ctx context.Context, db database, days int, report *UpkeepReport) error {
@@ -150,7 +150,7 @@ const (
 	// Row partitions whose time was over a Retention ago, and tables that were detached and not dropped.
 	oldSQL = `
 SELECT c.relname, i.inhrelid IS NOT NULL, coalesce(i.inhdetachpending, false)
-FROM pg_class c LEFT JOIN pg_inherits i ON i.inhrelid = c.oid AND i.inhparent = '{schema}.outbox'::regclass
+FROM pg_class c LEFT JOIN pg_inherits i ON i.inhrelid = c.oid AND i.inhparent = '{schema}.outbox_row'::regclass
 WHERE c.relnamespace = '{schema}'::regnamespace AND c.relkind = 'r' AND c.relname ~ '^outbox_[0-9]{8}$'
 	AND (to_date(right(c.relname, 8), 'YYYYMMDD') + 1)::timestamp AT TIME ZONE 'UTC' < clock_timestamp() - $1::bigint * interval '1 microsecond'
 ORDER BY c.relname`
@@ -222,7 +222,7 @@ func (c oldPartition) drop(ctx context.Context, db database, retention time.Dura
 		if c.Pending {
 			how = "FINALIZE"
 		}
-		if err := db.runFor(ctx, detachTimeout, "ALTER TABLE {schema}.outbox DETACH PARTITION {schema}."+table+" "+how); err != nil {
+		if err := db.runFor(ctx, detachTimeout, "ALTER TABLE {schema}.outbox_row DETACH PARTITION {schema}."+table+" "+how); err != nil {
 			return false, fmt.Errorf("detach: %w", err)
 		}
 	}

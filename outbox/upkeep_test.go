@@ -20,8 +20,8 @@ func (w *world) oldPartition(days int) (name string) {
 	name = "outbox_" + day.Format("20060102")
 	from, to := day.Format(time.DateOnly), day.AddDate(0, 0, 1).Format(time.DateOnly)
 	_, err := w.pool.Exec(w.t.Context(), fmt.Sprintf(query(`
-CREATE TABLE {schema}.%[1]s (LIKE {schema}.outbox INCLUDING ALL);
-ALTER TABLE {schema}.outbox ATTACH PARTITION {schema}.%[1]s FOR VALUES FROM ('%[2]s 00:00:00+00') TO ('%[3]s 00:00:00+00')`), name, from, to))
+CREATE TABLE {schema}.%[1]s (LIKE {schema}.outbox_row INCLUDING ALL);
+ALTER TABLE {schema}.outbox_row ATTACH PARTITION {schema}.%[1]s FOR VALUES FROM ('%[2]s 00:00:00+00') TO ('%[3]s 00:00:00+00')`), name, from, to))
 	require.NoError(w.t, err)
 	return name
 }
@@ -30,7 +30,9 @@ ALTER TABLE {schema}.outbox ATTACH PARTITION {schema}.%[1]s FOR VALUES FROM ('%[
 func insertOld(t *testing.T, tx Tx, w *world, days int, id string) {
 	t.Helper()
 	_, err := tx.Exec(t.Context(), query(`
-INSERT INTO {schema}.outbox (created_at, namespace, topic, key, event_id, type) VALUES (clock_timestamp() - $1 * interval '1 day', $2, $3, 'k', $4, 't')`),
+INSERT INTO {schema}.outbox_row (created_at, shard, partition, namespace, topic, key, event_id, type, source, data)
+SELECT clock_timestamp() - $1 * interval '1 day', (t.first_shard + p) % {schema}.outbox_shards(), p, t.namespace, t.name, 'k', $4, 't', t.name, ''
+FROM {schema}.topic t, {schema}.partition_of('k', t.partitions) p WHERE t.namespace = $2 AND t.name = $3`),
 		days, w.topic.Namespace, w.topic.Name, id)
 	require.NoError(t, err)
 }
@@ -139,7 +141,7 @@ func TestRowWrittenLateIntoAnOldPartitionIsNotDropped(t *testing.T) {
 	}()
 	require.Eventually(t, func() bool { // the detach waits for the transaction
 		var pending bool
-		require.NoError(t, w.pool.QueryRow(t.Context(), query(`SELECT bool_or(inhdetachpending) FROM pg_inherits WHERE inhparent = '{schema}.outbox'::regclass`)).Scan(&pending))
+		require.NoError(t, w.pool.QueryRow(t.Context(), query(`SELECT bool_or(inhdetachpending) FROM pg_inherits WHERE inhparent = '{schema}.outbox_row'::regclass`)).Scan(&pending))
 		return pending
 	}, patience, time.Millisecond)
 	require.NoError(t, open.Commit(t.Context()))
@@ -166,7 +168,7 @@ func TestUpkeepNeverMakesAPublishWait(t *testing.T) {
 	w.ageLog(3)
 	// The days ahead are used up, but for today's.
 	rows, err := w.pool.Query(ctx, query(`
-SELECT relname FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid WHERE inhparent = '{schema}.outbox'::regclass AND relname > 'outbox_' || to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYYMMDD')`))
+SELECT relname FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid WHERE inhparent = '{schema}.outbox_row'::regclass AND relname > 'outbox_' || to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYYMMDD')`))
 	require.NoError(t, err)
 	ahead, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	require.NoError(t, err)

@@ -215,7 +215,7 @@ func TestOutboxFailedRowsAreListedAndRetried(t *testing.T) {
 	require.Contains(t, o.call("outbox", "failed", "list"), "no such rows")
 	for i := range 3 {
 		_, err := o.pool.Exec(ctx, `
-INSERT INTO streamkeel.outbox (namespace, topic, key, event_id, type, source, shard, partition, data)
+INSERT INTO streamkeel.outbox_row (namespace, topic, key, event_id, type, source, shard, partition, data)
 SELECT $1, $2, 'k', $3, 't', 's', first_shard, 9, '{}' FROM streamkeel.topic WHERE namespace = $1 AND name = $2`,
 			o.topic.Namespace, o.topic.Name, fmt.Sprint("e", i))
 		require.NoError(t, err)

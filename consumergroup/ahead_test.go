@@ -114,6 +114,7 @@ func TestReadingAheadKeepsWhatItFoundFromOthers(t *testing.T) {
 		return ctx.Err()
 	}))
 	cfg.DisableUpkeep = true
+	cfg.MinIdle = 1500 * time.Millisecond // for which a busy machine may keep heartbeats waiting
 	f.run(cfg)
 	require.Eventually(t, func() bool { return handled.Load() > 1500 }, patience, time.Millisecond)
 

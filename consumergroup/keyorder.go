@@ -7,8 +7,17 @@ import (
 
 // lines makes the deliveries of one key wait for each other, in one process.
 type lines struct {
-	mu    sync.Mutex
-	waits map[string][]*delivery // by key that is being handled
+	mu      sync.Mutex
+	waits   map[string][]*delivery // by key that is being handled
+	waiting int
+}
+
+// full reports whether so many deliveries wait for others of their keys that nothing more is to
+// be read.
+func (l *lines) full() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.waiting >= maxRead
 }
 
 // enter reports whether a delivery may go to a worker now. If not it waits in the line of
@@ -23,6 +32,7 @@ func (l *lines) enter(d *delivery) bool {
 	waits, busy := l.waits[key]
 	if busy {
 		waits = append(waits, d)
+		l.waiting++
 	}
 	l.waits[key] = waits
 	return !busy
@@ -41,6 +51,7 @@ func (l *lines) next(key string) *delivery {
 		return nil
 	}
 	l.waits[key] = waits[1:]
+	l.waiting--
 	return waits[0]
 }
 

@@ -72,7 +72,7 @@ func TestPausedGroupStartsNoHandlerUntilItIsResumed(t *testing.T) {
 func TestKeyOrderHandlesTheEventsOfAKeyInOrder(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 1)
-	keys := make([]string, 1500)
+	keys := make([]string, backlog) // which is read ahead
 	for i := range keys {
 		keys[i] = "k" + strconv.Itoa(i%7)
 	}

@@ -206,7 +206,7 @@ func (r *reader) readShares(ctx context.Context, lanes []*lane, n int) (ds []*de
 
 // hasRoom reports whether the workers have taken most of what a read of that size gave.
 func (r *reader) hasRoom(size int) bool {
-	return len(r.c.work) < max(1, size/2) && (r.c.lines == nil || r.c.hand.count.Load() < 2*maxRead)
+	return len(r.c.work) < max(1, size/2) && (r.c.lines == nil || !r.c.lines.full())
 }
 
 // waitForRoom waits until the workers have taken most of what was read before, and

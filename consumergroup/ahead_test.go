@@ -147,7 +147,7 @@ func TestSlowHandlersHoldNoMoreThanOneReadAhead(t *testing.T) {
 				cfg := f.config(consumergroup.HandlerFunc(func(ctx context.Context, _ stream.Event) error {
 					select {
 					case <-ctx.Done():
-					case <-time.After(30 * time.Millisecond):
+					case <-time.After(100 * time.Millisecond):
 					}
 					handled.Add(1)
 					return nil
@@ -155,7 +155,7 @@ func TestSlowHandlersHoldNoMoreThanOneReadAhead(t *testing.T) {
 				cfg.Concurrency, cfg.Limits = workers, pel.Limits{} // nothing is reclaimed meanwhile
 				most := int64(0)
 				f.run(cfg)
-				for handled.Load() < 40 {
+				for handled.Load() < 20 {
 					pending := int64(0)
 					for p := range partitions {
 						groups, err := f.rdb.XInfoGroups(t.Context(), f.topic.StreamKey(p)).Result()

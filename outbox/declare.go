@@ -61,11 +61,14 @@ type (
 
 // memoryOf returns what the transaction's connection remembers, or nil where there is none to be had.
 func memoryOf(tx Tx) map[topicAsSaid]remembered {
-	c, ok := tx.(interface{ Conn() *pgx.Conn })
-	if !ok || c.Conn() == nil {
+	conn, _ := tx.(*pgx.Conn)
+	if c, ok := tx.(interface{ Conn() *pgx.Conn }); ok {
+		conn = c.Conn()
+	}
+	if conn == nil {
 		return nil
 	}
-	data := c.Conn().PgConn().CustomData()
+	data := conn.PgConn().CustomData()
 	memory, ok := data[memoryKey].(map[topicAsSaid]remembered)
 	if !ok || len(memory) >= rememberTopics {
 		memory = map[topicAsSaid]remembered{}

@@ -161,7 +161,7 @@ func TestTableThatIsCleanedStopsGrowing(t *testing.T) {
 			fill(oldest - 2*day)
 			t.Logf("%.1f MiB", size())
 		}
-		last := size()
-		require.LessOrEqual(t, last[0]+last[1]+last[2], 1.75*(first[0]+first[1]+first[2]))
+		last := size() // where nothing is used again it is five times as large
+		require.LessOrEqual(t, last[0]+last[1]+last[2], 2.5*(first[0]+first[1]+first[2]))
 	}
 }

@@ -369,7 +369,7 @@ func TestStreamThatIsAheadIsReadOnceWhileItsShardStandsStill(t *testing.T) {
 	w, b := newBehind(t, slices.Concat(theLog, theRows)...)
 	seen := &reads{}
 	w.rdb.AddHook(seen)
-	start(t, w.relay())
+	start(t, w.relay(func(c *RelayConfig) { c.LeaseTTL = time.Minute })) // an owner that takes over reads anew
 	b.changes(4)
 	w.stopped(ReasonAhead)
 	looks, tries := seen.ranges.Load(), seen.scripts.Load()

@@ -45,7 +45,7 @@ type Relay struct {
 	awake   chan struct{} // rows may have been committed
 	ready   chan *shard   // shards whose batch is published
 	healed  chan struct{} // Redis answers again
-	recent  atomic.Int64  // rows that were published since the last round of sequence
+	recent  atomic.Int64  // rows that were published since sequence last froze a batch
 
 	mu     sync.Mutex
 	owned  map[int]*shard

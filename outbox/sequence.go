@@ -17,6 +17,7 @@ func (r *Relay) sequence(ctx context.Context) {
 	var idle []*shard
 	wait := r.config.PollMin
 	var last time.Time
+	var pace time.Duration // for how long rows come together
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	for {
@@ -31,7 +32,7 @@ func (r *Relay) sequence(ctx context.Context) {
 		case <-timer.C:
 		}
 		// What comes in quick succession shares a batch.
-		if pause := max(r.config.PollMin, r.gather()) - time.Since(last); pause > 0 {
+		if pause := max(r.config.PollMin, pace) - time.Since(last); pause > 0 {
 			timer.Reset(pause)
 			continue
 		}
@@ -41,31 +42,30 @@ func (r *Relay) sequence(ctx context.Context) {
 		}
 		idle = slices.DeleteFunc(idle, (*shard).stopping)
 		last = time.Now()
-		r.recent.Store(0)
 		n, err := r.freezeReady(ctx, &idle)
 		switch {
 		case err != nil:
 			r.failed(ctx, "looking for rows failed", -1, err)
 			wait = min(max(wait*2, r.config.PollMax), time.Second)
 		case n > 0:
-			wait = r.config.PollMin
+			wait, pace = r.config.PollMin, gather(r.recent.Swap(0))
 		default:
-			wait = min(max(wait*3/2, r.config.PollMin), r.config.PollMax)
+			wait, pace = min(max(wait*3/2, r.config.PollMin), r.config.PollMax), pace/2
 		}
 		timer.Reset(wait)
 	}
 }
 
-// While rows come faster than about one in gatherRow, a round waits for more of them, at the most gatherMax after the one before: a
-// batch costs about as much as the rows of a hundred more transactions, and the database has better things to do.
+// A batch costs about as much as the rows of a hundred more transactions, and the database has better things to do: from
+// about one row in gatherRow on, a round waits for more of them, at the most gatherMax after the one before.
 const (
 	gatherRow = 400 * time.Microsecond
 	gatherMax = 20 * time.Millisecond
 )
 
-// gather returns how long after the last round the next may begin.
-func (r *Relay) gather() time.Duration {
-	return time.Duration(min(r.recent.Load(), int64(gatherMax/gatherRow))) * gatherRow
+// gather returns how long after a round the next may begin, by the rows that were published between this round and the one before.
+func gather(rows int64) time.Duration {
+	return time.Duration(min(rows, int64(gatherMax/gatherRow))) * gatherRow
 }
 
 // restAfter is when a shard that has had no rows for a while gets an empty batch, which says where all its streams are: the

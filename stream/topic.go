@@ -30,7 +30,7 @@ type Topic struct {
 	// Dedup makes publishing the same event (source and id) again within this window change
 	// nothing, so that a publish whose outcome is unknown may be repeated. Every publisher of
 	// the topic must have it. It costs Redis some 100 bytes an event for up to twice the window,
-	// and publishing a good third of its rate. Default: off; at most 24 hours. The relay needs
+	// and publishing half of its rate. Default: off; at most 24 hours. The relay needs
 	// none: it never writes an event twice.
 	Dedup time.Duration
 	// Adopt makes events of entries that some other program wrote with other fields, when they

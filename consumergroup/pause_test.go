@@ -36,7 +36,7 @@ func TestPausedGroupStartsNoHandlerUntilItIsResumed(t *testing.T) {
 				seen.add(e.ID)
 				return nil
 			}))
-			cfg.Ordered = ordered
+			cfg.Ordered, cfg.MinIdle = ordered, 2*time.Second // for which a busy machine may keep heartbeats waiting
 			f.run(cfg)
 			f.run(cfg)
 			events := f.publish(2000)
@@ -86,7 +86,7 @@ func TestKeyOrderHandlesTheEventsOfAKeyInOrder(t *testing.T) {
 		}
 		return nil
 	}))
-	cfg.KeyOrder, cfg.Concurrency = true, 8
+	cfg.KeyOrder, cfg.Concurrency, cfg.MinIdle = true, 8, 2*time.Second
 	c := f.run(cfg)
 	o.eventually(t, len(keys))
 	f.atRest()

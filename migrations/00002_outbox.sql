@@ -276,7 +276,8 @@ INSERT INTO streamkeel.relay_lease (shard) SELECT generate_series(0, streamkeel.
 INSERT INTO streamkeel.relay_batch (shard, batch, tag, snap_from, snap_to, prev, complete)
 	SELECT shard, 0, '', '1:1:', '1:1:', '{}', true FROM streamkeel.relay_lease;
 
--- Which of the shards have rows beyond their snapshots. One snapshot holds for all of it: the caller's.
+-- Which of the shards have rows beyond their snapshots. One snapshot holds for all of it: the caller's. Most shards have
+-- no row since the oldest transaction that was running, which one look tells.
 -- +goose StatementBegin
 CREATE FUNCTION streamkeel.relay_probe(shards smallint[], snaps text[]) RETURNS smallint[]
 	LANGUAGE plpgsql STABLE SET jit = off SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
@@ -284,10 +285,10 @@ CREATE FUNCTION streamkeel.relay_probe(shards smallint[], snaps text[]) RETURNS 
 	BEGIN
 		RETURN ARRAY(
 			SELECT s.shard FROM unnest(shards, snaps::pg_snapshot[]) AS s(shard, snap)
-			WHERE EXISTS (SELECT FROM streamkeel.outbox_row o
-					WHERE o.shard = s.shard AND o.xid >= pg_snapshot_xmax(s.snap))
-				OR EXISTS (SELECT FROM pg_snapshot_xip(s.snap) AS x(xid) -- looked up one by one: a join may be hashed, over all rows
-					CROSS JOIN LATERAL (SELECT FROM streamkeel.outbox_row o WHERE o.shard = s.shard AND o.xid = x.xid LIMIT 1) o));
+			WHERE EXISTS (SELECT FROM streamkeel.outbox_row o WHERE o.shard = s.shard AND o.xid >= pg_snapshot_xmin(s.snap))
+				AND (EXISTS (SELECT FROM streamkeel.outbox_row o WHERE o.shard = s.shard AND o.xid >= pg_snapshot_xmax(s.snap))
+					OR EXISTS (SELECT FROM pg_snapshot_xip(s.snap) AS x(xid) -- looked up one by one: a join may be hashed, over all rows
+						CROSS JOIN LATERAL (SELECT FROM streamkeel.outbox_row o WHERE o.shard = s.shard AND o.xid = x.xid LIMIT 1) o)));
 	END
 	$$;
 -- +goose StatementEnd

@@ -25,8 +25,9 @@ type RelayConfig struct {
 	// up for that long lose its shards; nothing is published twice or out of order by it.
 	LeaseTTL time.Duration
 	// PollMin and PollMax bound how long the relay waits before it looks for rows again: PollMin while there
-	// are some, rising to PollMax when there are none. Defaults 2 and 50 milliseconds. Every PollMin at most one
-	// batch of a shard is frozen. Lower publishes sooner, and costs Postgres a query each time.
+	// are some, rising to PollMax when there are none, and where more than 4,000 a second come, so that they share
+	// batches. Defaults 2 and 50 milliseconds. Every PollMin at most one batch of a shard is frozen. Lower publishes sooner, and
+	// costs Postgres a query each time.
 	PollMin, PollMax time.Duration
 	// ListenURL is the address of the database for a connection of its own on which the relay hears of rows from a [Notifier]
 	// of another process, without waiting for its next poll. It must not go through a pooler in transaction mode. Default: none.

@@ -48,7 +48,7 @@ func (r *Relay) sequence(ctx context.Context) {
 			r.failed(ctx, "looking for rows failed", -1, err)
 			wait = min(max(wait*2, r.config.PollMax), time.Second)
 		case n > 0:
-			wait, pace = r.config.PollMin, gather(r.recent.Swap(0))
+			wait, pace = r.config.PollMin, min(time.Duration(min(r.recent.Swap(0), 1000))*gatherRow, r.config.PollMax)
 		default:
 			wait, pace = min(max(wait*3/2, r.config.PollMin), r.config.PollMax), pace/2
 		}
@@ -56,17 +56,10 @@ func (r *Relay) sequence(ctx context.Context) {
 	}
 }
 
-// A batch costs about as much as the rows of a hundred more transactions, and the database has better things to do: from
-// about one row in gatherRow on, a round waits for more of them, at the most gatherMax after the one before.
-const (
-	gatherRow = 400 * time.Microsecond
-	gatherMax = 20 * time.Millisecond
-)
-
-// gather returns how long after a round the next may begin, by the rows that were published between this round and the one before.
-func gather(rows int64) time.Duration {
-	return time.Duration(min(rows, int64(gatherMax/gatherRow))) * gatherRow
-}
+// gatherRow is how long a round waits for more rows, for each that was published since the batch before: a batch costs
+// as much as the rows of a hundred transactions, and the database has better things to do. Where fewer come, the next
+// round is as soon as PollMin allows; where more come, PollMax is the limit.
+const gatherRow = 250 * time.Microsecond
 
 // restAfter is when a shard that has had no rows for a while gets an empty batch, which says where all its streams are: the
 // rows of the batch before it are then no longer needed to know that, and may be dropped.

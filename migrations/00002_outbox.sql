@@ -285,10 +285,12 @@ CREATE FUNCTION streamkeel.relay_probe(shards smallint[], snaps text[]) RETURNS 
 	BEGIN
 		RETURN ARRAY(
 			SELECT s.shard FROM unnest(shards, snaps::pg_snapshot[]) AS s(shard, snap)
-			WHERE EXISTS (SELECT FROM streamkeel.outbox_row o WHERE o.shard = s.shard AND o.xid >= pg_snapshot_xmin(s.snap))
-				AND (EXISTS (SELECT FROM streamkeel.outbox_row o WHERE o.shard = s.shard AND o.xid >= pg_snapshot_xmax(s.snap))
-					OR EXISTS (SELECT FROM pg_snapshot_xip(s.snap) AS x(xid) -- looked up one by one: a join may be hashed, over all rows
-						CROSS JOIN LATERAL (SELECT FROM streamkeel.outbox_row o WHERE o.shard = s.shard AND o.xid = x.xid LIMIT 1) o)));
+			-- Looked up one by one: an EXISTS that is not within a CASE may become a join, and a join be hashed, over all rows.
+			WHERE CASE WHEN EXISTS (SELECT FROM streamkeel.outbox_row o WHERE o.shard = s.shard AND o.xid >= pg_snapshot_xmin(s.snap))
+				THEN EXISTS (SELECT FROM streamkeel.outbox_row o WHERE o.shard = s.shard AND o.xid >= pg_snapshot_xmax(s.snap))
+					OR EXISTS (SELECT FROM pg_snapshot_xip(s.snap) AS x(xid)
+						CROSS JOIN LATERAL (SELECT FROM streamkeel.outbox_row o WHERE o.shard = s.shard AND o.xid = x.xid LIMIT 1) o)
+				END);
 	END
 	$$;
 -- +goose StatementEnd

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -59,6 +60,10 @@ type (
 	}
 )
 
+// memories guards what all connections remember: whoever publishes in a transaction that is over holds a connection that is another's
+// by now.
+var memories sync.Mutex
+
 // memoryOf returns what the transaction's connection remembers, or nil where there is none to be had.
 func memoryOf(tx Tx) map[topicAsSaid]remembered {
 	conn, _ := tx.(*pgx.Conn)
@@ -77,18 +82,33 @@ func memoryOf(tx Tx) map[topicAsSaid]remembered {
 	return memory
 }
 
+func recall(tx Tx, said topicAsSaid) (shardsOf, bool) {
+	memories.Lock()
+	defer memories.Unlock()
+	m := memoryOf(tx)[said]
+	return m.shardsOf, time.Now().Before(m.until)
+}
+
+func remember(tx Tx, said topicAsSaid, s shardsOf) {
+	memories.Lock()
+	defer memories.Unlock()
+	if memory := memoryOf(tx); memory != nil {
+		memory[said] = remembered{s, time.Now().Add(rememberFor)}
+	}
+}
+
 // placeOf returns the shards of a topic, which it declares if nobody has yet.
 func (s Schema) placeOf(ctx context.Context, tx Tx, t stream.Topic) (shardsOf, error) {
-	memory, said := memoryOf(tx), topicAsSaid{s.name, topicName{t.NamespaceName(), t.Name}, t.Count(), t.Stream}
-	if m := memory[said]; time.Now().Before(m.until) {
-		return m.shardsOf, nil
+	said := topicAsSaid{s.name, topicName{t.NamespaceName(), t.Name}, t.Count(), t.Stream}
+	if known, ok := recall(tx, said); ok {
+		return known, nil
 	}
 	d, err := s.declared(ctx, tx, t)
 	if errors.Is(err, sql.ErrNoRows) {
 		d, err = s.declare(ctx, tx, t)
 	}
-	if err == nil && d.committed && memory != nil {
-		memory[said] = remembered{d.shardsOf, time.Now().Add(rememberFor)}
+	if err == nil && d.committed {
+		remember(tx, said, d.shardsOf)
 	}
 	return d.shardsOf, err
 }

@@ -78,7 +78,7 @@ func (s Schema) insertAll(ctx context.Context, tx Tx, when due, topic stream.Top
 		}
 		stamped[i] = e
 	}
-	if err := errors.Join(faults...); err != nil {
+	if err := errors.Join(faults...); err != nil || len(events) == 0 {
 		return err
 	}
 	if err := s.insertStamped(ctx, tx, when, topic, stamped); err != nil {

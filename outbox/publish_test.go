@@ -94,7 +94,9 @@ func TestFaultyEventsWriteNothing(t *testing.T) {
 	require.ErrorContains(t, err, "id has 201 bytes")
 	require.ErrorContains(t, err, "type is empty")
 	require.ErrorIs(t, Publish(t.Context(), w.pool, stream.Topic{Name: "a b"}, event("k", "x")), stream.ErrInvalid)
+	require.NoError(t, Publish(t.Context(), w.pool, w.topic), "nothing to publish")
 	require.Zero(t, w.rows("outbox"))
+	require.Zero(t, w.rows("topic"))
 }
 
 // rows counts the rows of a table.
@@ -386,6 +388,7 @@ func TestConnectionRemembersOnlyTopicsThatAreCommitted(t *testing.T) {
 	require.EqualValues(t, 2, publish(w.topic), "it looks and inserts")
 	require.EqualValues(t, 1, publish(w.topic))
 	require.EqualValues(t, 1, publish(w.topic))
+	require.ErrorIs(t, Publish(ctx, tx, w.topic, event("k", "x")), pgx.ErrTxClosed)
 
 	other := w.topic
 	other.Partitions = 8

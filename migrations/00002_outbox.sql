@@ -276,21 +276,21 @@ INSERT INTO streamkeel.relay_lease (shard) SELECT generate_series(0, streamkeel.
 INSERT INTO streamkeel.relay_batch (shard, batch, tag, snap_from, snap_to, prev, complete)
 	SELECT shard, 0, '', '1:1:', '1:1:', '{}', true FROM streamkeel.relay_lease;
 
--- Which of the shards have rows beyond their snapshots. One snapshot holds for all of it: the caller's. Most shards have
--- no row since the oldest transaction that was running, which one look tells.
+-- Which of the shards have rows beyond their snapshots. One snapshot holds for all of it: the caller's. Index scans end at
+-- the first row that they see; a bitmap would gather all of them.
 -- +goose StatementBegin
 CREATE FUNCTION streamkeel.relay_probe(shards smallint[], snaps text[]) RETURNS smallint[]
-	LANGUAGE plpgsql STABLE SET jit = off SET plan_cache_mode = force_generic_plan SET enable_seqscan = off
+	LANGUAGE plpgsql STABLE SET jit = off SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
 	AS $$
 	BEGIN
 		RETURN ARRAY(
 			SELECT s.shard FROM unnest(shards, snaps::pg_snapshot[]) AS s(shard, snap)
-			-- Looked up one by one: an EXISTS that is not within a CASE may become a join, and a join be hashed, over all rows.
-			WHERE CASE WHEN EXISTS (SELECT FROM streamkeel.outbox_row o WHERE o.shard = s.shard AND o.xid >= pg_snapshot_xmin(s.snap))
-				THEN EXISTS (SELECT FROM streamkeel.outbox_row o WHERE o.shard = s.shard AND o.xid >= pg_snapshot_xmax(s.snap))
-					OR EXISTS (SELECT FROM pg_snapshot_xip(s.snap) AS x(xid)
-						CROSS JOIN LATERAL (SELECT FROM streamkeel.outbox_row o WHERE o.shard = s.shard AND o.xid = x.xid LIMIT 1) o)
-				END);
+			WHERE EXISTS (SELECT FROM streamkeel.outbox_row o
+					WHERE o.shard = s.shard AND o.xid >= pg_snapshot_xmax(s.snap))
+				-- Those that are over are looked up one by one: a join may be hashed, over all rows.
+				OR EXISTS (SELECT FROM pg_snapshot_xip(s.snap) AS x(xid)
+					CROSS JOIN LATERAL (SELECT FROM streamkeel.outbox_row o WHERE o.shard = s.shard AND o.xid = x.xid LIMIT 1) o
+					WHERE pg_visible_in_snapshot(x.xid, pg_current_snapshot())));
 	END
 	$$;
 -- +goose StatementEnd

@@ -32,7 +32,7 @@ func TestPausedGroupStartsNoHandlerUntilItIsResumed(t *testing.T) {
 					late.Store(e.ID, time.Since(pausedAt))
 				}
 				mu.Unlock()
-				time.Sleep(5 * time.Millisecond)
+				wait(t, 5*time.Millisecond)
 				seen.add(e.ID)
 				return nil
 			}))

@@ -166,6 +166,9 @@ CREATE FUNCTION streamkeel.outbox_place() RETURNS trigger
 	$$;
 -- +goose StatementEnd
 
+-- Or any role could make a view of its own with this trigger, and write into the outbox through it.
+REVOKE EXECUTE ON FUNCTION streamkeel.outbox_place() FROM PUBLIC;
+
 CREATE TRIGGER outbox_place INSTEAD OF INSERT ON streamkeel.outbox
 	FOR EACH ROW EXECUTE FUNCTION streamkeel.outbox_place();
 

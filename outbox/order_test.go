@@ -10,6 +10,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
+	"github.com/streamkeel/streamkeel/internal/servers"
+	"github.com/streamkeel/streamkeel/internal/testenv"
 	"github.com/streamkeel/streamkeel/stream"
 )
 
@@ -75,9 +77,19 @@ func (b bank) verify() {
 	}
 }
 
-// A transaction that is open for long holds back its own events, and nobody else's.
+// A transaction that is open for long holds back its own events, and nobody else's; they are read otherwise where many
+// transactions lie between.
 func TestLongTransactionHoldsBackOnlyItsOwnEvents(t *testing.T) {
-	w := newWorld(t, 4)
+	for name, between := range map[string]int{"near": 0, "far": nearBy + 1} {
+		t.Run(name, func(t *testing.T) { testLongTransaction(t, between) })
+	}
+}
+
+func testLongTransaction(t *testing.T, between int) {
+	t.Parallel()
+	server := testenv.PrivatePostgres(t, servers.PostgresConfig{}) // other tests have transactions
+	testenv.Migrate(t, server.URL())
+	w := worldOn(t, testenv.Pool(t, server.URL()), testenv.Redis(t), 4)
 	b := w.bank(8)
 	start(t, w.relay())
 	ctx := t.Context()
@@ -90,8 +102,12 @@ func TestLongTransactionHoldsBackOnlyItsOwnEvents(t *testing.T) {
 		require.NoError(t, InTx(ctx, w.pool, func(tx pgx.Tx) error { return other.change(ctx, tx, fmt.Sprint("k", 1+i%7)) }))
 	}
 	w.eventually(30)
+	_, err = w.pool.Exec(ctx, fmt.Sprintf(`DO $$ BEGIN FOR i IN 1..%d LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$`, between))
+	require.NoError(t, err)
+	require.NoError(t, InTx(ctx, w.pool, func(tx pgx.Tx) error { return other.change(ctx, tx, "k1") })) // a batch behind them
+	w.eventually(31)
 	require.NoError(t, b.change(ctx, long, "k0"))
 	require.NoError(t, long.Commit(ctx))
-	w.eventually(32)
+	w.eventually(33)
 	b.verify()
 }

@@ -431,10 +431,17 @@ func TestRolesPublishWithTheRightsThatTheyNeed(t *testing.T) {
 	const door = "GRANT INSERT ON {schema}.outbox TO $"
 	require.NoError(t, as(door, plain("outbox")))
 	require.ErrorContains(t, as(door, plain("outbox_row")), "permission denied")
+	require.ErrorContains(t, as("CREATE SCHEMA own AUTHORIZATION $; GRANT SELECT ON {schema}.outbox_row TO $", func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, query(`CREATE VIEW own.door AS SELECT * FROM {schema}.outbox_row;
+			CREATE TRIGGER pass INSTEAD OF INSERT ON own.door FOR EACH ROW EXECUTE FUNCTION {schema}.outbox_place()`))
+		return err
+	}), "permission denied for function ")
 
 	topics := []stream.Topic{w.topic, {Name: "first-use", Namespace: w.topic.Namespace}}
 	for _, topic := range topics {
 		require.NoError(t, as(`GRANT INSERT ON {schema}.outbox_row TO $; GRANT SELECT, INSERT ON {schema}.topic TO $; GRANT USAGE ON SEQUENCE {schema}.outbox_id TO $`,
 			func(tx pgx.Tx) error { return Publish(ctx, tx, topic, event("k", "x"), event("k", "y")) }))
+		require.NoError(t, as(`GRANT INSERT ON {schema}.outbox_delayed TO $; GRANT SELECT, INSERT ON {schema}.topic TO $; GRANT USAGE ON SEQUENCE {schema}.outbox_id TO $`,
+			func(tx pgx.Tx) error { return PublishAfter(ctx, tx, topic, time.Hour, event("k", "x")) }))
 	}
 }

@@ -48,7 +48,7 @@ func (r *Relay) sequence(ctx context.Context) {
 			r.failed(ctx, "looking for rows failed", -1, err)
 			wait = min(max(wait*2, r.config.PollMax), time.Second)
 		case n > 0:
-			wait, pace = r.config.PollMin, min(time.Duration(min(r.recent.Swap(0), 1000))*gatherRow, r.config.PollMax)
+			wait, pace = r.config.PollMin, gather(r.recent.Swap(0), r.config.PollMax)
 		default:
 			wait, pace = min(max(wait*3/2, r.config.PollMin), r.config.PollMax), pace/2
 		}
@@ -57,9 +57,13 @@ func (r *Relay) sequence(ctx context.Context) {
 }
 
 // gatherRow is how long a round waits for more rows, for each that was published since the batch before: a batch costs
-// as much as the rows of a hundred transactions, and the database has better things to do. Where fewer come, the next
-// round is as soon as PollMin allows; where more come, PollMax is the limit.
+// as much as the rows of a hundred transactions, and the database has better things to do.
 const gatherRow = 250 * time.Microsecond
+
+// gather returns how long after a round the next may begin. Where fewer than one row in gatherRow come, that is less and less.
+func gather(rows int64, most time.Duration) time.Duration {
+	return time.Duration(min(rows, int64(most/gatherRow))) * gatherRow
+}
 
 // restAfter is when a shard that has had no rows for a while gets an empty batch, which says where all its streams are: the
 // rows of the batch before it are then no longer needed to know that, and may be dropped.

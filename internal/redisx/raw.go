@@ -107,35 +107,39 @@ func (c RawCmd) Reply(ctx context.Context, rdb redis.UniversalClient) (Reply, er
 
 const maxRedirects = 3
 
-// follow sends a redirected command where the server said, and reports whether it did.
+// follow sends a redirected command where the server said, and reports whether it did. What the client learns of the slots may
+// come from a node that has not heard of the move yet; only where that does not know the server either, the client has its way.
 func follow(ctx context.Context, cluster *redis.ClusterClient, c RawCmd, err ServerError) bool {
-	if _, moved := redis.IsMovedError(err); moved {
-		cluster.ReloadState(ctx)
-		if !Pause(ctx, 20*time.Millisecond) { // the reload runs in the background
-			return false
-		}
-		_ = cluster.Process(ctx, c)
-		return true
+	addr, moved := redis.IsMovedError(err)
+	ask := false
+	if !moved {
+		addr, ask = redis.IsAskError(err)
 	}
-	addr, ask := redis.IsAskError(err)
-	if !ask {
+	if !moved && !ask {
 		return false
 	}
 	node := nodeAt(ctx, cluster, addr)
-	if node == nil {
+	switch {
+	case node != nil && ask:
+		pipe := node.Pipeline()
+		pipe.Do(ctx, "asking")
+		_ = pipe.Process(ctx, c)
+		_, _ = pipe.Exec(ctx)
+	case node != nil:
+		_ = node.Process(ctx, c)
+	case moved && Pause(ctx, 20*time.Millisecond):
+		_ = cluster.Process(ctx, c)
+	default:
 		return false
 	}
-	pipe := node.Pipeline()
-	pipe.Do(ctx, "asking")
-	_ = pipe.Process(ctx, c)
-	_, _ = pipe.Exec(ctx)
 	return true
 }
 
+// nodeAt returns the master at an address, by what some node says now, or nil.
 func nodeAt(ctx context.Context, cluster *redis.ClusterClient, addr string) *redis.Client {
 	found := make(chan *redis.Client, 1)
 	_ = cluster.ForEachMaster(ctx, func(_ context.Context, client *redis.Client) error {
-		if client.Options().Addr == addr {
+		if o := client.Options(); o.Addr == addr || o.NodeAddress == addr { // the address that the nodes tell may not be that by which they are reached
 			found <- client
 		}
 		return nil

@@ -8,6 +8,7 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -138,7 +139,7 @@ func TestRawCommandsFollowAMovingSlot(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, from.Migrate(t.Context(), host, port, key, 0, 5*time.Second).Err())
 
-	read := func() {
+	read := func(rdb *redis.ClusterClient) {
 		t.Helper()
 		reply, err := redisx.Raw(t.Context(), rdb, "xrange", key, "-", "+")
 		require.NoError(t, err)
@@ -146,11 +147,32 @@ func TestRawCommandsFollowAMovingSlot(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, 1, n)
 	}
-	read() // ASK
+	read(rdb) // ASK
 	for _, c := range []*redis.Client{to, from} {
 		require.NoError(t, c.Do(t.Context(), "cluster", "setslot", slot, "node", toID).Err())
 	}
-	read() // MOVED
+	read(rdb) // MOVED
+
+	owns := func(c *redis.Client, first, last int) redis.ClusterSlot {
+		return redis.ClusterSlot{Start: first, End: last, Nodes: []redis.ClusterNode{{Addr: c.Options().Addr}}}
+	}
+	hears := func(slots func(times int64) []redis.ClusterSlot) *redis.ClusterClient {
+		var times atomic.Int64
+		rdb := redis.NewClusterClient(&redis.ClusterOptions{ClusterSlots: func(context.Context) ([]redis.ClusterSlot, error) {
+			return slots(times.Add(1)), nil
+		}})
+		t.Cleanup(func() { _ = rdb.Close() })
+		return rdb
+	}
+	read(hears(func(int64) []redis.ClusterSlot { // from a node that has not heard of the move
+		return []redis.ClusterSlot{owns(from, 0, 16382), owns(to, 16383, 16383)}
+	}))
+	read(hears(func(times int64) []redis.ClusterSlot { // the new owner is not known at first
+		if times < 3 { // for the first command and the first redirection
+			return []redis.ClusterSlot{owns(from, 0, 16383)}
+		}
+		return []redis.ClusterSlot{owns(to, 0, 16383)}
+	}))
 }
 
 func TestBlockingReadsFitTheClientsTimeout(t *testing.T) {

@@ -1,7 +1,6 @@
 package consumergroup
 
 import (
-	"context"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,9 +19,9 @@ type delivery struct {
 
 	mu       sync.Mutex
 	state    state
-	extended time.Time               // when it was read, or its idle time last reset
-	deadline time.Time               // until when its handler may run
-	cancel   context.CancelCauseFunc // ends its handler's context
+	extended time.Time       // when it was read, or its idle time last reset
+	deadline time.Time       // until when its handler may run
+	ctx      *handlerContext // its handler's, once that was to run
 }
 
 type state int
@@ -39,21 +38,31 @@ const (
 func suspect(before pel.Carried) bool { return before.Deliveries > before.Attempts }
 
 // start takes the delivery for a worker; it fails where the entry went elsewhere meanwhile.
-func (d *delivery) start(cancel context.CancelCauseFunc) bool {
+func (d *delivery) start(ctx *handlerContext) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.state != waiting {
 		return false
 	}
-	d.state, d.cancel = running, cancel
+	d.state, d.ctx = running, ctx
 	d.deadline = time.Now().Add(10 * 365 * 24 * time.Hour) // until limit
 	return true
 }
 
-// limit lets the handler's time begin.
+// limit lets the handler's time begin, or begin anew.
 func (d *delivery) limit(timeout time.Duration) {
 	d.mu.Lock()
+	defer d.mu.Unlock()
 	d.deadline = time.Now().Add(timeout)
+	if d.ctx.timer != nil {
+		d.ctx.timer.Reset(timeout)
+	}
+}
+
+// ended ends the context of a handler that has returned.
+func (d *delivery) ended(ctx *handlerContext) {
+	d.mu.Lock()
+	ctx.end(nil)
 	d.mu.Unlock()
 }
 
@@ -66,15 +75,15 @@ func (d *delivery) set(s state) {
 // lose takes the delivery out of hand because another consumer has it now.
 func (d *delivery) lose() {
 	d.mu.Lock()
-	wasWaiting, cancel := d.state == waiting, d.cancel
+	wasWaiting := d.state == waiting
 	if wasWaiting {
 		d.state = settled
+	} else if d.ctx != nil {
+		d.ctx.end(ErrLost)
 	}
 	d.mu.Unlock()
 	if wasWaiting {
 		d.batch.done()
-	} else if cancel != nil {
-		cancel(ErrLost)
 	}
 }
 

@@ -51,11 +51,11 @@ func (c *Consumer) handleFree(workCtx, endCtx context.Context, d *delivery) {
 
 // handle runs the handler for one delivery and settles it.
 func (c *Consumer) handle(workCtx, endCtx context.Context, d *delivery) {
-	ctx, cancel := context.WithCancelCause(workCtx)
-	defer cancel(nil)
-	if !d.start(cancel) {
+	ctx := c.handlerContext(workCtx, d)
+	if !d.start(ctx) {
 		return
 	}
+	defer d.ended(ctx)
 	if reason, err := c.unfit(d); err != nil {
 		c.settle(endCtx, d, pel.Settlement{Outcome: pel.DeadLetter, Carried: d.carried, Reason: reason, Error: err.Error()}, err, 0)
 		return
@@ -105,24 +105,25 @@ func (c *Consumer) unfit(d *delivery) (dlq.Reason, error) {
 	return "", nil
 }
 
-// call runs the handler; a panic is an error.
-func (c *Consumer) call(ctx context.Context, d *delivery) error {
-	hc := newHandlerContext(ctx, d)
-	defer hc.timer.Stop()
-	ctx = hc
+// handlerContext returns the context for a run of the handler.
+func (c *Consumer) handlerContext(workCtx context.Context, d *delivery) *handlerContext {
 	originStream, originID := d.entry.Stream, d.entry.ID
 	if d.lane.retry {
 		originStream, originID = dlq.ParseOrigin(d.carried.Origin)
 	}
-	ctx = stream.WithCause(ctx, d.entry.Event)
 	var generation int64
 	if d.held != nil {
 		generation = d.held.lease()
 	}
-	ctx = WithMetadata(ctx, Metadata{
+	return &handlerContext{parent: workCtx, d: d, metadata: Metadata{
 		Topic: d.lane.p.topic.Name, Group: c.cfg.Group, Consumer: c.name, Stream: originStream, ID: originID,
 		Attempt: d.carried.Attempts + 1, Deliveries: d.carried.Deliveries, FirstSeen: d.carried.First, Generation: generation,
-	})
+	}}
+}
+
+// call runs the handler; a panic is an error.
+func (c *Consumer) call(ctx context.Context, d *delivery) error {
+	ctx = stream.WithCause(ctx, d.entry.Event)
 	err := c.handler.Handle(ctx, d.entry.Event)
 	var panicked *PanicError
 	if errors.As(err, &panicked) {

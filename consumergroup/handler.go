@@ -65,19 +65,56 @@ func WithMetadata(ctx context.Context, m Metadata) context.Context {
 	return context.WithValue(ctx, metadataKey{}, m)
 }
 
-// handlerContext ends when the delivery's time is over, which the handler may put off.
+// handlerContext is the context of one delivery's handler. What ends it is made when somebody
+// first asks: most of the cost of a short handler would be a context and a timer that nobody
+// looks at.
 type handlerContext struct {
-	context.Context
-	d     *delivery
-	timer *time.Timer
+	parent   context.Context
+	d        *delivery
+	metadata Metadata
+
+	// Under the delivery's lock.
+	ctx    context.Context // nil until somebody asks
+	cancel context.CancelCauseFunc
+	timer  *time.Timer
+	over   bool
+	cause  error // why it is over; nil where the handler has returned
 }
 
 type handlerContextKey struct{}
 
-func newHandlerContext(ctx context.Context, d *delivery) *handlerContext {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return &handlerContext{ctx, d, time.AfterFunc(time.Until(d.deadline), func() { d.cancel(ErrHandlerTimeout) })}
+// ending returns the context that ends when this one does.
+func (c *handlerContext) ending() context.Context {
+	c.d.mu.Lock()
+	defer c.d.mu.Unlock()
+	if c.ctx != nil {
+		return c.ctx
+	}
+	c.ctx, c.cancel = context.WithCancelCause(c.parent)
+	left := time.Until(c.d.deadline)
+	switch {
+	case c.over:
+		c.cancel(c.cause)
+	case left <= 0:
+		c.cancel(ErrHandlerTimeout)
+	default:
+		c.timer = time.AfterFunc(left, func() { c.cancel(ErrHandlerTimeout) })
+	}
+	return c.ctx
+}
+
+// end ends the context, under the delivery's lock.
+func (c *handlerContext) end(cause error) {
+	if c.over {
+		return
+	}
+	c.over, c.cause = true, cause
+	if c.ctx != nil {
+		c.cancel(cause)
+	}
+	if c.timer != nil {
+		c.timer.Stop()
+	}
 }
 
 func (c *handlerContext) Deadline() (time.Time, bool) {
@@ -86,18 +123,24 @@ func (c *handlerContext) Deadline() (time.Time, bool) {
 	return c.d.deadline, true
 }
 
+func (c *handlerContext) Done() <-chan struct{} { return c.ending().Done() }
+
 func (c *handlerContext) Err() error {
-	if err := c.Context.Err(); err == nil || context.Cause(c.Context) != ErrHandlerTimeout {
+	ctx := c.ending()
+	if err := ctx.Err(); err == nil || context.Cause(ctx) != ErrHandlerTimeout {
 		return err
 	}
 	return context.DeadlineExceeded
 }
 
 func (c *handlerContext) Value(key any) any {
-	if key == (handlerContextKey{}) {
+	switch key.(type) {
+	case handlerContextKey:
 		return c
+	case metadataKey:
+		return c.metadata
 	}
-	return c.Context.Value(key)
+	return c.ending().Value(key) // context.Cause asks in this way
 }
 
 // Extend gives the handler that ctx was made for d from now, instead of what is left of
@@ -112,13 +155,12 @@ func Extend(ctx context.Context, d time.Duration) error {
 	if d <= 0 {
 		return fmt.Errorf("consumergroup: Extend: %w duration %s: it must be positive", ErrInvalid, d)
 	}
-	c.d.mu.Lock()
-	c.d.deadline = time.Now().Add(d)
-	c.timer.Reset(d)
-	c.d.mu.Unlock()
-	if c.Context.Err() != nil {
-		c.timer.Stop()
-		return fmt.Errorf("consumergroup: Extend: %w", context.Cause(c.Context))
+	within := c.ending()
+	if within.Err() == nil {
+		c.d.limit(d)
+	}
+	if within.Err() != nil { // it may have ended meanwhile
+		return fmt.Errorf("consumergroup: Extend: %w", context.Cause(within))
 	}
 	return nil
 }

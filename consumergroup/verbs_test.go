@@ -119,6 +119,41 @@ func TestExtendTellsWhyItCannot(t *testing.T) {
 	require.True(t, o.deadline)
 }
 
+// What ends a handler's context is made when somebody first asks, and it tells the same then.
+func TestContextTellsHowItEndedHoweverLateItIsAsked(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 1)
+	f.publish(1)
+	type outcome struct{ err, cause, derived error }
+	late, kept := make(chan outcome, 100), make(chan context.Context, 100)
+	cfg := f.config(consumergroup.HandlerFunc(func(ctx context.Context, _ stream.Event) error {
+		switch m, _ := consumergroup.MetadataFrom(ctx); m.Attempt {
+		case 1:
+			time.Sleep(60 * time.Millisecond)
+			child, cancel := context.WithCancel(ctx)
+			defer cancel()
+			late <- outcome{ctx.Err(), context.Cause(ctx), context.Cause(child)}
+			return ctx.Err()
+		default:
+			kept <- ctx
+			return nil
+		}
+	}))
+	cfg.HandlerTimeout = 50 * time.Millisecond
+	f.run(cfg)
+	o := <-late
+	require.ErrorIs(t, o.err, context.DeadlineExceeded)
+	require.ErrorIs(t, o.cause, consumergroup.ErrHandlerTimeout)
+	require.ErrorIs(t, o.derived, consumergroup.ErrHandlerTimeout)
+	ctx := <-kept
+	f.atRest()
+	require.ErrorIs(t, ctx.Err(), context.Canceled, "its handler has returned")
+	require.Error(t, consumergroup.Extend(ctx, time.Minute))
+	m, ok := consumergroup.MetadataFrom(ctx)
+	require.True(t, ok)
+	require.Equal(t, 2, m.Attempt)
+}
+
 type refusing struct{ err error }
 
 func (r refusing) Validate(string, []byte) error { return r.err }

@@ -14,7 +14,7 @@ import (
 //go:embed lua/publish.lua
 var publishText string
 
-var publishScript = redisx.NewScript(publishText)
+var publishScript = redisx.NewEntriesScript(publishText)
 
 // What one call of the script adds at the most: about a millisecond of the server's time.
 const (
@@ -32,12 +32,16 @@ type call struct {
 	ids    []int64
 	args   []any
 	cmd    *redis.Cmd
+
+	entries redisx.Entries
+	fields  []any // of the last row
+
 	undone error // why the rows are not on as many servers and disks as they should be
 }
 
 // newCall begins a call that follows what was called for the target before.
 func newCall(system string, b *batch, t *target) *call {
-	c := &call{target: t, prev: t.known, args: make([]any, 0, 5+callRows/4*26)}
+	c := &call{target: t, prev: t.known, args: make([]any, 0, 5+callRows/4*14)}
 	if t.open != nil {
 		c.prev = t.open.last
 	}
@@ -50,10 +54,8 @@ func (c *call) full() bool { return c.rows >= callRows || c.size >= callBytes }
 
 // add adds a row. Its page must not be freed before the call was sent.
 func (c *call) add(w *row) {
-	head := len(c.args)
-	c.args = append(c.args, w.id, nil)
-	c.args = w.event.AppendFields(c.args)
-	c.args[head+1] = len(c.args) - head - 2
+	c.fields = w.event.AppendFields(c.fields[:0])
+	c.args = c.entries.Append(append(c.args, w.id), c.fields)
 	c.ids = append(c.ids, w.id)
 	c.last = w.event.Sequence
 	c.rows++

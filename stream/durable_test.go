@@ -55,6 +55,56 @@ func TestRepeatedPublishWithinTheWindowChangesNothing(t *testing.T) {
 	readAll(t, rdb, topic, len(events)+1)
 }
 
+// Events of one call say the names of their fields once, if they have the same ones.
+func TestEventsOfAllShapesComeBackWithDedup(t *testing.T) {
+	t.Parallel()
+	rdb := testenv.Redis(t)
+	topic := topicOf(t, 1)
+	topic.Dedup = time.Minute
+	p := publisher(t, rdb, stream.PublisherConfig{})
+	var events []stream.Event
+	for i := range 200 {
+		e := orderPlaced.Event("k", order{Cents: int64(i)})
+		e.Source, e.Attributes = "shop", map[string]string{}
+		if i%2 == 0 {
+			e.Schema = "v1"
+		}
+		if i%3 == 0 {
+			e.Expires = e.Time.Add(time.Hour)
+		}
+		if i%5 == 0 {
+			e.Key = ""
+		}
+		for a := range i % 7 {
+			e.Attributes["a"+strconv.Itoa(a)] = strconv.Itoa(i)
+		}
+		if len(e.Attributes) == 0 {
+			e.Attributes = nil
+		}
+		events = append(events, e)
+	}
+	results, err := p.PublishBatch(t.Context(), topic, append(events, events[150:]...))
+	require.NoError(t, err)
+	for i, entry := range readAll(t, rdb, topic, len(events)) {
+		require.NoError(t, entry.Err)
+		require.Equal(t, events[i], entry.Event)
+		require.Equal(t, results[i].ID, entry.ID)
+	}
+	for i, again := range results[len(events):] {
+		require.True(t, again.Duplicate)
+		require.Equal(t, results[150+i].ID, again.ID)
+	}
+	results, err = p.PublishBatch(t.Context(), topic, []stream.Event{events[0], orderPlaced.Event("k", order{}), events[0]})
+	require.NoError(t, err)
+	require.Equal(t, []bool{true, false, true}, []bool{results[0].Duplicate, results[1].Duplicate, results[2].Duplicate})
+	twice := orderPlaced.Event("k", order{})
+	results, err = p.PublishBatch(t.Context(), topic, []stream.Event{twice, twice})
+	require.NoError(t, err)
+	require.Equal(t, results[0].ID, results[1].ID, "the second of one call is a duplicate too")
+	require.True(t, results[1].Duplicate)
+	readAll(t, rdb, topic, len(events)+2)
+}
+
 func TestIdsAreForgottenAfterTheWindowAndNotBefore(t *testing.T) {
 	t.Parallel()
 	rdb := testenv.Redis(t)

@@ -15,7 +15,7 @@ import (
 var (
 	//go:embed lua/publish.lua
 	dedupText   string
-	dedupScript = redisx.NewScript(dedupText)
+	dedupScript = redisx.NewEntriesScript(dedupText)
 )
 
 // The most that one pipeline, and one call of the script in it, carries.
@@ -137,17 +137,21 @@ func (s *sending) queueScripts(ctx context.Context, topic Topic, indexes []int) 
 		}
 		byStream[key] = append(byStream[key], i)
 	}
+	var fields []any
 	for _, key := range order {
 		keys := []string{key, KeyDedup.Key(key, ""), KeyDedup.Key(key, "0"), KeyDedup.Key(key, "1")}
 		for rest := byStream[key]; len(rest) > 0; {
-			args, n := []any{topic.Dedup.Milliseconds()}, 0
+			args, n := []any{topic.Dedup.Milliseconds(), 0}, 0
 			for size := 0; n < len(rest) && n < callEvents && size < callBytes; n++ {
 				e := &s.events[rest[n]]
-				args = append(args, e.Source+"/"+e.ID, 0)
-				head := len(args)
-				args = e.AppendFields(args)
-				args[head-1] = len(args) - head
+				args = append(args, e.Source+"/"+e.ID)
 				size += len(e.Data)
+			}
+			args[1] = n
+			var entries redisx.Entries
+			for _, i := range rest[:n] {
+				fields = s.events[i].AppendFields(fields[:0])
+				args = entries.Append(args, fields)
 			}
 			s.queueScript(ctx, keys, args, rest[:n])
 			rest = rest[n:]

@@ -3,6 +3,8 @@ package stream
 import (
 	"fmt"
 	"iter"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -62,8 +64,10 @@ func (e *Event) AppendFields(args []any) []any {
 	if !e.Sequence.IsZero() {
 		args = append(args, fieldSequence, e.Sequence.String())
 	}
-	for name, value := range e.Attributes {
-		args = append(args, attributePrefix+name, value)
+	if len(e.Attributes) > 0 {
+		for _, name := range slices.Sorted(maps.Keys(e.Attributes)) {
+			args = append(args, attributePrefix+name, e.Attributes[name])
+		}
 	}
 	return append(args, fieldData, e.Data)
 }

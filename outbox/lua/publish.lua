@@ -1,12 +1,11 @@
-#!lua
--- Adds rows of one outbox batch to a stream, each once, if the stream holds what came before them. No
--- allow-oom: when memory is full the rows wait in Postgres. The checks come before the first XADD, since Lua does
--- not roll back; after it nothing can fail but XADD itself, and then the position tells how far it came.
+-- Adds rows of one outbox batch to a stream, each once, if the stream holds what came before them. The checks come before
+-- the first XADD, since Lua does not roll back; after it nothing can fail but XADD itself, and then the position tells how
+-- far it came.
 --
 -- KEYS  1 the stream  2 its relay hash: system, batch, row, tag
 -- ARGV  1 system: the database that the rows come from  2 batch  3 the batch's tag
 --       4 and 5 batch and row of the last row that the relay knows to be in the stream, 0 0 for none
---       then for each row: its number, how many arguments follow, names and values of the entry
+--       then for each row: its number, and its entry
 -- Reply 1 ok
 --         gap      the stream ends before that row: Redis lost its tail; nothing was added
 --         unknown  it should hold rows, and knows of none: it is gone, or this is another Redis
@@ -35,18 +34,19 @@ if (hb ~= prev_batch or hr ~= prev_row) and (held_batch ~= batch or at[4] ~= tag
 end
 
 local skip = held_batch == batch and hr or -1
-local i, n, refused = 6, #ARGV, nil
-while i <= n do
-  local row, last = ARGV[i], i + 1 + ARGV[i + 1]
+local next, refused = 6, nil
+while next <= #ARGV do
+  local row = ARGV[next]
+  local fields, count
+  fields, count, next = entry(next + 1)
   if tonumber(row) > skip then
-    local reply = redis.pcall('XADD', stream, '*', unpack(ARGV, i + 2, last))
+    local reply = redis.pcall('XADD', stream, '*', unpack(fields, 1, count))
     if reply.err then
       refused = reply.err
       break
     end
     held_batch, held_row = batch, row
   end
-  i = last + 1
 end
 if held_batch == batch then
   redis.call('HSET', relay, 'system', ARGV[1], 'batch', held_batch, 'row', held_row, 'tag', tag)

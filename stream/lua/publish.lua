@@ -1,11 +1,10 @@
-#!lua
 -- Publishes events to one partition, each only if its id was not published within the
 -- window. Ids are remembered in two hashes, the current one and the one before, which
 -- change places when the current one is as old as the window: an id is known for at least
 -- the window, and for at most twice that.
 --
 -- KEYS  1 the stream  2 the hash that says which is current, and since when  3, 4 the hashes
--- ARGV  1 window in ms  then for each event: id, number of fields and values, and these
+-- ARGV  1 window in ms  2 how many events  their ids  and their entries
 -- Reply for each event: its ID; one that was published before has the ID that it got then,
 --       behind a '='
 local stream, meta = KEYS[1], KEYS[2]
@@ -25,21 +24,29 @@ if not since or now - since >= window then
   redis.call('PEXPIRE', meta, 3 * window)
 end
 local known, before = KEYS[3 + current], KEYS[4 - current]
-local anybefore = redis.call('EXISTS', before) == 1
 
-local replies, i, n = {}, 2, 0
-while i <= #ARGV do
-  local id, count = ARGV[i], tonumber(ARGV[i + 1])
-  local got = anybefore and redis.call('HGET', before, id) or redis.call('HGET', known, id)
-  n = n + 1
+-- One look and one write for all: a call from Lua costs more than what it does here.
+local last = 2 + ARGV[2]
+local found = redis.call('HMGET', known, unpack(ARGV, 3, last))
+local older = redis.call('EXISTS', before) == 1 and redis.call('HMGET', before, unpack(ARGV, 3, last)) or {}
+
+local replies, fresh, added = {}, {}, {}
+local next = last + 1
+for n = 1, last - 2 do
+  local fields, count
+  fields, count, next = entry(next)
+  local id = ARGV[n + 2]
+  local got = older[n] or found[n] or added[id]
   if got then
     replies[n] = '=' .. got
   else
-    got = redis.call('XADD', stream, '*', unpack(ARGV, i + 2, i + 1 + count))
-    redis.call('HSET', known, id, got)
-    replies[n] = got
+    got = redis.call('XADD', stream, '*', unpack(fields, 1, count))
+    replies[n], added[id] = got, got
+    fresh[#fresh + 1], fresh[#fresh + 2] = id, got
   end
-  i = i + 2 + count
+end
+if #fresh > 0 then
+  redis.call('HSET', known, unpack(fresh))
 end
 redis.call('PEXPIRE', known, 3 * window)
 return replies

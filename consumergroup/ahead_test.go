@@ -83,7 +83,7 @@ func TestReadingAheadStopsAtAnOutageOfSomethingElse(t *testing.T) {
 	cfg.Limits = pel.Limits{}
 	f.run(cfg)
 	require.Eventually(t, func() bool { return handled.Load() > 2000 }, patience, time.Millisecond)
-	const inHand = 3 * 256 // with the workers, waiting for them, and read ahead
+	const inHand = 4 * 256 // with the workers, waiting for them, and read ahead twice
 	lag := func() int64 {
 		groups, err := f.rdb.XInfoGroups(t.Context(), f.topic.StreamKey(0)).Result()
 		require.NoError(t, err)

@@ -33,9 +33,12 @@ const (
 	settled              // no longer in hand
 )
 
-// suspect reports whether the entry was handed over before and no attempt came of it: a
-// process died with it in hand, perhaps by it.
-func suspect(before pel.Carried) bool { return before.Deliveries > before.Attempts }
+// suspectBefore reports whether the entry was handed over before this delivery and no attempt
+// came of it: a process died with it in hand, perhaps by it.
+func (d *delivery) suspectBefore() bool { return d.carried.Deliveries-1 > d.carried.Attempts }
+
+// farOff is the deadline of a handler whose time has not begun.
+var farOff = time.Now().Add(100 * 365 * 24 * time.Hour)
 
 // start takes the delivery for a worker; it fails where the entry went elsewhere meanwhile.
 func (d *delivery) start(ctx *handlerContext) bool {
@@ -45,18 +48,20 @@ func (d *delivery) start(ctx *handlerContext) bool {
 		return false
 	}
 	d.state, d.ctx = running, ctx
-	d.deadline = time.Now().Add(10 * 365 * 24 * time.Hour) // until limit
+	d.deadline = farOff // until limit
 	return true
 }
 
-// limit lets the handler's time begin, or begin anew.
-func (d *delivery) limit(timeout time.Duration) {
+// limit lets the handler's time begin, or begin anew, and returns when that is.
+func (d *delivery) limit(timeout time.Duration) time.Time {
+	now := time.Now()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.deadline = time.Now().Add(timeout)
+	d.deadline = now.Add(timeout)
 	if d.ctx.timer != nil {
 		d.ctx.timer.Reset(timeout)
 	}
+	return now
 }
 
 // ended ends the context of a handler that has returned.

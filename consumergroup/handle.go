@@ -14,28 +14,28 @@ import (
 
 // worker handles deliveries until the consumer drains.
 func (c *Consumer) worker(workCtx, endCtx context.Context) {
-	for {
+	for !c.stopped() { // what is still in the queue then is released
+		var d *delivery
 		select {
-		case <-c.draining:
-			return // what is still in the queue is released
+		case d = <-c.work:
 		default:
+			select {
+			case d = <-c.work:
+			case <-c.draining:
+				return
+			}
 		}
 		select {
-		case <-c.draining:
-			return
-		case d := <-c.work:
-			select {
-			case c.room <- struct{}{}:
-			default:
-			}
-			switch {
-			case d.held != nil:
-				c.handleKey(workCtx, endCtx, d)
-			case c.lines != nil:
-				c.handleLine(workCtx, endCtx, d)
-			default:
-				c.handleFree(workCtx, endCtx, d)
-			}
+		case c.room <- struct{}{}:
+		default:
+		}
+		switch {
+		case d.held != nil:
+			c.handleKey(workCtx, endCtx, d)
+		case c.lines != nil:
+			c.handleLine(workCtx, endCtx, d)
+		default:
+			c.handleFree(workCtx, endCtx, d)
 		}
 	}
 }
@@ -66,8 +66,7 @@ func (c *Consumer) handle(workCtx, endCtx context.Context, d *delivery) {
 		c.settle(endCtx, d, c.failure(ctx, d, err), err, 0)
 		return
 	}
-	d.limit(c.cfg.HandlerTimeout)
-	began := time.Now()
+	began := d.limit(c.cfg.HandlerTimeout)
 	err := c.call(ctx, d)
 	took := time.Since(began)
 	if err == nil {

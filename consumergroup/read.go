@@ -16,6 +16,10 @@ const (
 	// for a worker: one read ahead.
 	maxRead = 256
 
+	// maxFetches is how many reads are under way, or being decoded, where the workers keep up:
+	// the server works on one while another's reply comes and that of the first is decoded.
+	maxFetches = 3
+
 	// maxReadBlock is how long a read blocks at the most: what was read in it is handled
 	// though the group was paused, or a partition leased, meanwhile.
 	maxReadBlock = 500 * time.Millisecond
@@ -159,19 +163,19 @@ func (r *reader) round(ctx context.Context) (suspects []*delivery, err error) {
 		r.fast.Store(false)
 		return nil, err
 	}
-	lanesSeen := map[*lane]bool{}
-	for _, d := range ds {
-		lanesSeen[d.lane] = true
+	lanes, last := 0, (*lane)(nil)
+	for _, d := range ds { // lane after lane
+		if d.lane != last {
+			lanes, last = lanes+1, d.lane
+		}
 		r.c.observe(ctx, Delivered, d, nil)
-		before := d.carried
-		before.Deliveries--
-		if d.lane.retry && suspect(before) {
+		if d.lane.retry && d.suspectBefore() {
 			suspects = append(suspects, d)
 		} else if !r.c.push(ctx, d) {
 			return nil, nil // it stays in hand, and is released
 		}
 	}
-	r.adapt(len(ds), want, waited, len(lanesSeen))
+	r.adapt(len(ds), want, waited, lanes)
 	if !r.fast.Load() {
 		runtime.Gosched() // the handlers first: they wait for the entries, and the next read takes their acks
 	}
@@ -320,7 +324,7 @@ func (r *reader) fetch(ctx context.Context, lanes []*lane, count, size int, bloc
 // reply to f is read and decoded. The server has carried f out, so the order stays. What the
 // read finds is in hand, and has a heartbeat, however long the workers then take for f.
 func (r *reader) readAhead(ctx context.Context, f *fetch) *fetch {
-	if !r.fast.Load() || r.fetches.Load() > 1 || ctx.Err() != nil || !r.hasRoom(f.size) || r.c.wantAlone.Load() > 0 || !r.c.breaker.closed() {
+	if !r.fast.Load() || r.fetches.Load() >= maxFetches || ctx.Err() != nil || !r.hasRoom(f.size) || r.c.wantAlone.Load() > 0 || !r.c.breaker.closed() {
 		return nil
 	}
 	lanes := r.usable()
@@ -450,9 +454,7 @@ func (r *reader) handleAlone(ctx, workCtx, endCtx context.Context, suspects []*d
 				c.log.Error(ctx, "rate limit not known", "", err)
 			}
 			next := &b.deliveries[0]
-			before := next.carried
-			before.Deliveries--
-			if suspect(before) {
+			if next.suspectBefore() {
 				d = next
 				left--
 			} else if !c.push(ctx, next) {

@@ -284,9 +284,17 @@ func (s *Settler) Extend(ctx context.Context, streamKey string, ids []stream.ID)
 	return held, nil
 }
 
+// appendIDs appends the IDs as text, which all of them share.
 func appendIDs(args []any, ids []stream.ID) []any {
-	for _, id := range ids {
-		args = append(args, id.String())
+	text, ends := make([]byte, 0, 20*len(ids)), make([]int, len(ids))
+	for i, id := range ids {
+		text, _ = id.AppendText(text)
+		ends[i] = len(text)
+	}
+	all, texts, start := string(text), make([]string, len(ids)), 0
+	for i, end := range ends {
+		texts[i], start = all[start:end], end
+		args = append(args, &texts[i])
 	}
 	return args
 }

@@ -26,10 +26,15 @@ func ParseID(s string) (ID, error) {
 }
 
 func (id ID) String() string {
-	b := make([]byte, 0, 24)
+	b, _ := id.AppendText(make([]byte, 0, 24))
+	return string(b)
+}
+
+// AppendText appends what String returns. The error is always nil.
+func (id ID) AppendText(b []byte) ([]byte, error) {
 	b = strconv.AppendUint(b, id.Ms, 10)
 	b = append(b, '-')
-	return string(strconv.AppendUint(b, id.Seq, 10))
+	return strconv.AppendUint(b, id.Seq, 10), nil
 }
 
 // Compare returns -1, 0 or 1, as id lies before, at or behind other.

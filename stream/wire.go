@@ -102,10 +102,9 @@ func NewEntry(streamKey string, id ID, fields []string) (Entry, error) {
 	}
 	en := Entry{Stream: streamKey, ID: id, raw: raw}
 	r := redisx.NewReply(raw)
-	if _, err := r.Array(); err != nil {
-		return Entry{}, err
-	}
-	return en, en.decode(&r, len(fields)/2)
+	spans, _, err := r.Strings(nil)
+	en.decode(spans)
+	return en, err
 }
 
 // Fields returns the entry's fields as they stand in the stream, in order, repeated
@@ -145,22 +144,16 @@ func DecodeEntry(r *redisx.Reply, streamKey string) (en Entry, ok bool, err erro
 		return Entry{}, false, err
 	}
 	start := r.Pos()
-	if err := r.Skip(); err != nil {
-		return Entry{}, false, err
-	}
-	en.raw = append([]byte(nil), r.Since(start)...)
-	fields := redisx.NewReply(en.raw)
-	count, err := fields.Array()
+	var few [32]redisx.Span
+	spans, ok, err := r.Strings(few[:0])
 	if err != nil {
 		return Entry{}, false, err
 	}
-	if count < 0 {
-		return en, false, nil
+	en.raw = append([]byte(nil), r.Since(start)...)
+	if ok {
+		en.decode(spans)
 	}
-	if err := en.decode(&fields, count/2); err != nil {
-		return Entry{}, false, err
-	}
-	return en, true, nil
+	return en, ok, nil
 }
 
 // DecodeEntries reads the reply to an XREAD or XREADGROUP, and calls fn for every entry
@@ -202,28 +195,21 @@ func DecodeEntries(r *redisx.Reply, fn func(en Entry, ok bool) error) error {
 	return nil
 }
 
-// decode reads the fields into the event. Its strings and data share memory with en.raw,
-// which nothing changes.
-func (en *Entry) decode(fields *redisx.Reply, count int) error {
+// decode reads the fields into the event: names and values, which stand at these places in
+// en.raw. Its strings and data share memory with that, which nothing changes.
+func (en *Entry) decode(fields []redisx.Span) {
 	e := &en.Event
 	fault := func(format string, args ...any) {
 		if en.Err == nil {
 			en.Err = fmt.Errorf("stream: %w %s in %s: "+format, append([]any{ErrMalformed, en.ID, en.Stream}, args...)...)
 		}
 	}
-	if count > maxFields {
+	if count := len(fields) / 2; count > maxFields {
 		fault("%d fields, %d are allowed", count, maxFields)
 	}
 	attributes := 0
-	for range count {
-		name, err := fields.Bytes()
-		if err != nil {
-			return err
-		}
-		value, err := fields.Bytes()
-		if err != nil {
-			return err
-		}
+	for ; len(fields) >= 2; fields = fields[2:] {
+		name, value := fields[0].Of(en.raw), fields[1].Of(en.raw)
 		text := asString(value)
 		set := func(to *string, limit int) {
 			switch {
@@ -268,9 +254,11 @@ func (en *Entry) decode(fields *redisx.Reply, count int) error {
 		case fieldExpires:
 			setTime(&e.Expires)
 		case fieldSequence:
-			if e.Sequence, err = ParsePosition(text); err != nil {
+			position, err := ParsePosition(text)
+			if err != nil {
 				fault("field %s is no position: %.60q", name, text)
 			}
+			e.Sequence = position
 		case fieldData:
 			if e.Data != nil {
 				fault("field %s is repeated", name)
@@ -300,7 +288,6 @@ func (en *Entry) decode(fields *redisx.Reply, count int) error {
 	if e.Type == "" {
 		fault("field %s is missing", fieldType)
 	}
-	return nil
 }
 
 // asString returns the bytes as a string without copying; the bytes must not change.

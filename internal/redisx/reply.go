@@ -93,6 +93,28 @@ func (r *Reply) Bytes() ([]byte, error) {
 	return nil, fmt.Errorf("%w: %q where a string should be", ErrReply, kind)
 }
 
+// Span says where a string stands in what Since returns for the value that holds it.
+type Span struct{ From, To int }
+
+// Of returns the string.
+func (s Span) Of(b []byte) []byte { return b[s.From:s.To:s.To] }
+
+// Strings passes over an array of strings, and appends where each of them stands. It reports
+// whether there is one: the nil reply is none.
+func (r *Reply) Strings(spans []Span) ([]Span, bool, error) {
+	start := r.i
+	n, err := r.Array()
+	for range n {
+		var s []byte
+		if s, err = r.Bytes(); err != nil {
+			break
+		}
+		end := r.i - 2 - start // every value ends with its line's end
+		spans = append(spans, Span{end - len(s), end})
+	}
+	return spans, n >= 0, err
+}
+
 // Skip passes over one value, whatever it holds.
 func (r *Reply) Skip() error {
 	for left := 1; left > 0; left-- {
@@ -121,6 +143,10 @@ func (r *Reply) Skip() error {
 // strings have.
 func (r *Reply) head() (kind byte, n int, err error) {
 	start := r.i
+	if n, end, ok := plainHead(r.b, start); ok {
+		r.i = end
+		return r.b[start], n, nil
+	}
 	for r.i < len(r.b) && r.b[r.i] != '\n' {
 		r.i++
 	}
@@ -144,6 +170,20 @@ func (r *Reply) head() (kind byte, n int, err error) {
 		return 0, 0, fmt.Errorf("%w: unknown kind %q at byte %d", ErrReply, kind, start)
 	}
 	return kind, n, nil
+}
+
+// plainHead reads the heads that a reply is full of: strings, and arrays, of a length that is there.
+func plainHead(b []byte, at int) (n, end int, ok bool) {
+	if at >= len(b) || b[at] != '$' && b[at] != '*' {
+		return 0, 0, false
+	}
+	first := at + 1
+	for at = first; at < len(b) && at < first+9 && b[at]-'0' <= 9; at++ {
+		n = 10*n + int(b[at]-'0')
+	}
+	end = at + 2
+	ok = at > first && end <= len(b) && b[at] == '\r' && b[at+1] == '\n' && n <= len(b)-end
+	return n, end, ok
 }
 
 func length(line []byte) (int, error) {

@@ -13,7 +13,7 @@ import (
 type BatcherConfig struct {
 	// MaxEvents is how many events one pipeline carries at the most. Default 256.
 	MaxEvents int
-	// Linger is how long an event waits at the most for others to come along, while two
+	// Linger is how long an event waits at the most for others to come along, while three
 	// pipelines before it are under way; otherwise it goes at once. Default and most:
 	// 1 millisecond.
 	Linger time.Duration
@@ -31,9 +31,9 @@ type Batcher struct {
 	boarding map[Topic]*flight
 }
 
-// turns is how many flights are under way before the next one lingers: the server has the second
-// to do while the first is read and its passengers board anew.
-const turns = 2
+// turns is how many flights are under way before the next one lingers: the server has one to do
+// while another is on its way, and the passengers of a third board anew.
+const turns = 3
 
 // flight is a pipeline that gathers events, and then carries them.
 type flight struct {

@@ -74,6 +74,9 @@ const (
 	MaxData = 1 << 20
 )
 
+// timesEnd is the first time that RFC 3339 cannot write.
+var timesEnd = time.Date(10_000, 1, 1, 0, 0, 0, 0, time.UTC)
+
 // Validate reports every rule that the event breaks, joined, as ErrInvalid.
 func (e *Event) Validate() error {
 	if e.err != nil {
@@ -118,8 +121,8 @@ func (e *Event) Validate() error {
 		name string
 		at   time.Time
 	}{{"time", e.Time}, {"expiry", e.Expires}} {
-		if !t.at.IsZero() && (t.at.Year() < 1 || t.at.Year() > 9999) {
-			faults = append(faults, fmt.Errorf("%s lies in the year %d, RFC 3339 ends at 9999", t.name, t.at.Year()))
+		if t.at.Before(time.Time{}) || !t.at.Before(timesEnd) {
+			faults = append(faults, fmt.Errorf("%s lies in the year %d, RFC 3339 ends at 9999", t.name, t.at.UTC().Year()))
 		}
 	}
 	if len(faults) == 0 {

@@ -141,7 +141,9 @@ func (s *sending) queueScripts(ctx context.Context, topic Topic, indexes []int) 
 	for _, key := range order {
 		keys := []string{key, KeyDedup.Key(key, ""), KeyDedup.Key(key, "0"), KeyDedup.Key(key, "1")}
 		for rest := byStream[key]; len(rest) > 0; {
-			args, n := []any{topic.Dedup.Milliseconds(), 0}, 0
+			const perEvent = 14 // arguments, about
+			n := 0
+			args := append(make([]any, 0, perEvent*min(len(rest)+1, callEvents)), topic.Dedup.Milliseconds(), nil)
 			for size := 0; n < len(rest) && n < callEvents && size < callBytes; n++ {
 				e := &s.events[rest[n]]
 				args = append(args, e.Source+"/"+e.ID)

@@ -36,6 +36,7 @@ type call struct {
 	entries redisx.Entries
 	fields  []any // of the last row
 
+	closed bool  // it takes no more rows
 	undone error // why the rows are not on as many servers and disks as they should be
 }
 
@@ -50,7 +51,7 @@ func newCall(system string, b *batch, t *target) *call {
 	return c
 }
 
-func (c *call) full() bool { return c.rows >= callRows || c.size >= callBytes }
+func (c *call) full() bool { return c.closed || c.rows >= callRows || c.size >= callBytes }
 
 // add adds a row. Its page must not be freed before the call was sent.
 func (c *call) add(w *row) {
@@ -65,7 +66,7 @@ func (c *call) add(w *row) {
 // exec sends the calls, in one pipeline to each server. Every call has its own reply or error; the error is that of a
 // context that ended before.
 func (r *Relay) exec(ctx context.Context, calls []*call) error {
-	if err := ctx.Err(); err != nil {
+	if err := ctx.Err(); err != nil || len(calls) == 0 {
 		return err
 	}
 	// What is sent is finished, also if the shard is stopped meanwhile: the client's timeouts bound it.
@@ -89,7 +90,21 @@ func (r *Relay) exec(ctx context.Context, calls []*call) error {
 	return nil
 }
 
+// execOn sends the calls to one server, and the script before them where it does not know that: nothing was carried out then.
 func (r *Relay) execOn(ctx context.Context, node redis.UniversalClient, calls []*call) {
+	r.callOn(ctx, node, calls)
+	loaded := map[string]bool{}
+	for _, c := range calls {
+		if key := c.target.stream; redisx.IsNoScript(c.cmd.Err()) && !loaded[key] && publishScript.Load(ctx, node, key) == nil {
+			loaded[key] = true
+		}
+	}
+	if len(loaded) > 0 {
+		r.callOn(ctx, node, calls)
+	}
+}
+
+func (r *Relay) callOn(ctx context.Context, node redis.UniversalClient, calls []*call) {
 	pipe := node.Pipeline()
 	for _, c := range calls {
 		var wrapped redis.Cmder
@@ -153,8 +168,7 @@ type fault struct {
 type faultKind int
 
 const (
-	faultNoScript    faultKind = iota // the server does not know the script
-	faultUnavailable                  // it is away, or takes no writes now
+	faultUnavailable faultKind = iota // the server is away, or takes no writes now
 	faultGap                          // it lost the tail
 	faultRefused                      // it will never take the row
 	faultUnknown                      // it knows nothing of the stream
@@ -188,10 +202,7 @@ func (c *call) outcome() *fault {
 	f := &fault{target: c.target, want: c.prev}
 	reply, err := c.cmd.StringSlice()
 	switch {
-	case redisx.IsNoScript(err):
-		f.kind, f.err = faultNoScript, err
-		return f
-	case err != nil && redisx.IsServer(err) && !redisx.IsUnavailable(err):
+	case err != nil && redisx.IsServer(err) && !redisx.IsUnavailable(err) && !redisx.IsNoScript(err):
 		f.kind, f.detail, f.err = faultRefused, err.Error(), err
 		return f
 	case err != nil:

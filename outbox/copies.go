@@ -136,6 +136,7 @@ func (c *copier) copy(ctx context.Context, s *shard, b *batch) error {
 	}
 	counted := false
 	return c.relay.eachPage(ctx, s.number, b, 0, func(p *page) error {
+		defer p.free()
 		pipe := c.relay.rdb.Pipeline()
 		for i := range p.rows {
 			w := &p.rows[i]

@@ -46,6 +46,7 @@ func (r *Relay) ghosts(ctx context.Context, shard int, visit func(stream.Entry) 
 	}
 	own := map[rowEvent]bool{}
 	err = r.eachPage(ctx, shard, &c.last, 0, func(p *page) error {
+		defer p.free()
 		for i := range p.rows {
 			own[rowEvent{p.rows[i].id, strings.Clone(p.rows[i].event.ID)}] = true
 		}

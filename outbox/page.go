@@ -18,7 +18,7 @@ import (
 	"github.com/streamkeel/streamkeel/stream"
 )
 
-// What a page holds at the most. A shard has two in hand: one that is read and one that is published.
+// What a page holds at the most. A shard has three in hand: one that is read, one whose calls are made, and one that is on its way.
 const (
 	pageRows  = 500
 	pageBytes = 4 << 20
@@ -50,12 +50,12 @@ func (p *page) free() {
 	pages.Put(p)
 }
 
-// behind returns the first row of a call that its stream does not hold.
+// behind returns a copy of the first row of a call that its stream does not hold.
 func (p *page) behind(c *call, held stream.Position) *row {
 	for i := range p.rows {
 		w := &p.rows[i]
 		if w.event.Sequence.Compare(held) > 0 && slices.Contains(c.ids, w.id) {
-			return w
+			return w.clone()
 		}
 	}
 	return nil
@@ -127,7 +127,7 @@ func (b *batch) statement(shard int, after int64) (string, [][]byte) {
 }
 
 // eachPage calls fn for the pages of the batch behind a row, in order, until it fails. The next page is read while
-// fn has one.
+// fn has one. fn frees the page.
 func (r *Relay) eachPage(ctx context.Context, shard int, b *batch, after int64, fn func(*page) error) (err error) {
 	ctx, stopReading := context.WithCancel(ctx)
 	defer stopReading()
@@ -137,12 +137,11 @@ func (r *Relay) eachPage(ctx context.Context, shard int, b *batch, after int64, 
 		failed <- r.readPages(ctx, shard, b, after, pages)
 	}()
 	for p := range pages {
-		if err == nil {
-			if err = fn(p); err != nil {
-				stopReading()
-			}
+		if err != nil {
+			p.free()
+		} else if err = fn(p); err != nil {
+			stopReading()
 		}
-		p.free()
 	}
 	if readErr := <-failed; err == nil {
 		err = readErr

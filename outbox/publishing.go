@@ -62,11 +62,6 @@ func (s *shard) overcome(ctx context.Context, b *batch, at *progress, err error,
 		return nil
 	}
 	switch f.kind {
-	case faultNoScript:
-		err := s.insist(ctx, "loading the publish script failed", func() error {
-			return publishScript.Load(ctx, s.relay.rdb, f.target.stream)
-		})
-		return err
 	case faultUnavailable:
 		s.relay.failed(ctx, "Redis takes no rows, and is tried again", s.number, err)
 		if !redisx.Pause(ctx, backoff(attempt)) {
@@ -97,16 +92,31 @@ func (s *shard) overcome(ctx context.Context, b *batch, at *progress, err error,
 	}
 }
 
-// publishFrom publishes the batch's rows behind at.after.
+// publishFrom publishes the batch's rows behind at.after. The calls of a page are made while the page before is on its way.
 func (s *shard) publishFrom(ctx context.Context, b *batch, at *progress) error {
-	return s.eachPage(ctx, b, at.after, func(p *page) error {
-		last := p.rows[len(p.rows)-1].id
-		if err := s.publishPage(ctx, b, p, at); err != nil {
+	defer s.closeCalls()
+	var before *flight
+	err := s.eachPage(ctx, b, at.after, func(p *page) error {
+		f := &flight{page: p}
+		err := s.load(ctx, b, f, at)
+		landed := s.land(before, at)
+		if before = nil; landed != nil {
+			err = landed
+		}
+		if err == nil {
+			err = s.launch(ctx, b, f)
+		}
+		if err != nil {
+			p.free()
 			return err
 		}
-		at.after = last
+		before = f
 		return nil
 	})
+	if landed := s.land(before, at); landed != nil {
+		return landed
+	}
+	return err
 }
 
 // eachPage is the relay's, for this shard. As long as it takes it has a connection: not more than a part of the
@@ -120,16 +130,22 @@ func (s *shard) eachPage(ctx context.Context, b *batch, after int64, fn func(*pa
 	return s.relay.eachPage(ctx, s.number, b, after, fn)
 }
 
-// publishPage adds a page's rows to their streams, in one pipeline. A call names the row that must be in the
-// stream already, which makes one that was lost on the way visible to the next.
-func (s *shard) publishPage(ctx context.Context, b *batch, p *page, at *progress) error {
-	var calls []*call
-	for i := range p.rows {
-		w := &p.rows[i]
+// flight is a page that is brought to its streams, in one pipeline. Its memory is in use until it has landed.
+type flight struct {
+	page  *page
+	calls []*call
+	sent  chan error
+}
+
+// load makes the calls for a page's rows. A call names the row that must be in the stream already, which makes one that
+// was lost on the way visible to the next.
+func (s *shard) load(ctx context.Context, b *batch, f *flight, at *progress) error {
+	s.aside.pending = nil
+	for i := range f.page.rows {
+		w := &f.page.rows[i]
 		w.event.Sequence = stream.Position{Batch: b.number, Row: w.id}
 		t, err := s.place(ctx, b, w)
 		if err != nil {
-			s.closeCalls(calls)
 			return err
 		}
 		pos := w.event.Sequence
@@ -146,21 +162,27 @@ func (s *shard) publishPage(ctx context.Context, b *batch, p *page, at *progress
 		c := t.open
 		if c == nil || c.full() {
 			c = newCall(s.relay.system, b, t)
-			calls = append(calls, c)
+			f.calls = append(f.calls, c)
 		}
 		c.add(w)
 	}
-	s.closeCalls(calls)
+	for _, c := range f.calls {
+		c.closed = true
+	}
+	return nil
+}
+
+// launch sends a flight's calls, and before them what goes aside.
+func (s *shard) launch(ctx context.Context, b *batch, f *flight) error {
 	if !s.lease.held() {
 		return errLeaseLost
 	}
 	if err := s.writeAside(ctx, b); err != nil {
 		return err
 	}
-	if len(calls) == 0 {
-		return nil
-	}
-	return s.send(ctx, p, calls, at)
+	f.sent = make(chan error, 1)
+	go func() { f.sent <- s.relay.exec(ctx, f.calls) }() // land waits for it
+	return nil
 }
 
 // touch notes that the batch in hand has rows of the stream.
@@ -171,41 +193,46 @@ func (s *shard) touch(t *target) {
 	}
 }
 
-// closeCalls ends the page's calls: the next page begins new ones.
-func (s *shard) closeCalls(calls []*call) {
-	for _, c := range calls {
-		c.target.open = nil
+// closeCalls ends the calls: the next attempt goes on from what is known.
+func (s *shard) closeCalls() {
+	for _, t := range s.targets {
+		t.open = nil
 	}
 }
 
-// send runs the calls and takes in their replies. Of a stream's failures only the first says something: the
-// later calls lack what it should have added.
-func (s *shard) send(ctx context.Context, p *page, calls []*call, at *progress) error {
-	if err := s.relay.exec(ctx, calls); err != nil {
+// land waits for a flight, if there is one, and takes in the replies. Of a stream's failures only the first says
+// something: the later calls lack what it should have added.
+func (s *shard) land(f *flight, at *progress) error {
+	if f == nil {
+		return nil
+	}
+	defer f.page.free()
+	if err := <-f.sent; err != nil {
 		return err
 	}
 	var worst *fault
 	broken := map[*target]bool{}
-	for _, c := range calls {
+	for _, c := range f.calls {
 		if broken[c.target] {
 			continue
 		}
-		f := c.outcome()
-		if f == nil {
+		fault := c.outcome()
+		if fault == nil {
 			c.target.known = c.last
 			at.rows += int64(c.rows)
 			at.bytes += int64(c.size)
 			continue
 		}
-		if broken[c.target] = true; f.kind == faultRefused {
-			f.row = p.behind(c, c.target.held)
+		if broken[c.target] = true; fault.kind == faultRefused {
+			fault.row = f.page.behind(c, c.target.held)
 		}
-		if worst == nil || f.kind > worst.kind {
-			worst = f
+		if worst == nil || fault.kind > worst.kind {
+			worst = fault
 		}
 	}
 	if worst != nil {
 		return worst
 	}
+	at.after = f.page.rows[len(f.page.rows)-1].id
 	return nil
 }

@@ -102,6 +102,7 @@ func (s *shard) findRows(ctx context.Context, b *batch, t *target) (last stream.
 	defer stop()
 	last = t.known
 	err = s.eachPage(ctx, b, 0, func(p *page) error {
+		defer p.free()
 		for i := range p.rows {
 			w := &p.rows[i]
 			pos := stream.Position{Batch: b.number, Row: w.id}

@@ -53,7 +53,7 @@ type target struct {
 	// it has: rows up to there are not sent again.
 	known, held stream.Position
 	touched     bool
-	open        *call // of the page in hand
+	open        *call // the last one that was made in this attempt, until its flight has landed
 }
 
 // place names a target as rows do.

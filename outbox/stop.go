@@ -216,6 +216,7 @@ func (s *shard) sizeOf(ctx context.Context, lost loss) (lossSize, error) {
 		err = s.insist(ctx, "counting what Redis lost failed", func() error {
 			rows, bytes := int64(0), int64(0)
 			err := s.eachPage(ctx, &b, 0, func(p *page) error {
+				defer p.free()
 				for i := range p.rows {
 					if w := &p.rows[i]; names[place{w.topic, w.partition}] {
 						rows, bytes = rows+1, bytes+int64(len(w.event.Data))

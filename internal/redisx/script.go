@@ -49,8 +49,8 @@ func (s *Script) Raw(ctx context.Context, rdb redis.UniversalClient, keys []stri
 	return reply, err
 }
 
-// NewCmd returns the call by digest for a pipeline. The caller runs Load before,
-// and again when the reply is NOSCRIPT.
+// NewCmd returns the call by digest for a pipeline. Where the reply is NOSCRIPT the caller
+// runs Load, or Run.
 func (s *Script) NewCmd(ctx context.Context, keys []string, args ...any) (redis.Cmder, *redis.Cmd) {
 	return NewCmd(ctx, s.args("evalsha", s.digest, keys, args)...)
 }

@@ -3,11 +3,14 @@ package outbox
 import (
 	"context"
 	"fmt"
+	"io"
 	"strconv"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
 	"github.com/streamkeel/streamkeel/internal/servers"
@@ -110,4 +113,66 @@ func testLongTransaction(t *testing.T, between int) {
 	require.NoError(t, long.Commit(ctx))
 	w.eventually(33)
 	b.verify()
+}
+
+// faults is a hook that has something happen before some of the relay's pipelines.
+type faults struct {
+	pipelines atomic.Int32
+	before    map[int32]func() error
+}
+
+func (f *faults) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (f *faults) ProcessHook(next redis.ProcessHook) redis.ProcessHook { return next }
+
+func (f *faults) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		if cmds[0].Name() != "evalsha" {
+			return next(ctx, cmds)
+		}
+		if before := f.before[f.pipelines.Add(1)]; before != nil {
+			if err := before(); err != nil {
+				for _, cmd := range cmds {
+					cmd.SetErr(err)
+				}
+				return err
+			}
+		}
+		return next(ctx, cmds)
+	}
+}
+
+// The calls of a page are made while the page before is on its way: where that fails they are made anew.
+func TestPagesBehindOneThatFailsKeepTheirOrder(t *testing.T) {
+	t.Parallel()
+	server := testenv.PrivateRedis(t, servers.RedisConfig{})
+	plain := testenv.RedisClient(t, server.URL())
+	w := worldOn(t, testenv.Postgres(t), plain, 1)
+	const n = 6*pageRows + 10
+	want := make([]string, n)
+	for i := range want {
+		want[i] = strconv.Itoa(i)
+	}
+	w.publish(events("k", want...)...)
+	key := w.topic.StreamKey(0)
+	f := &faults{before: map[int32]func() error{
+		2: func() error { return io.ErrUnexpectedEOF },
+		4: func() error { return plain.ScriptFlush(t.Context()).Err() },
+		6: func() error { // the stream loses its last rows
+			entries := w.entries(0)
+			for _, en := range entries[len(entries)-7:] {
+				if err := plain.XDel(t.Context(), key, en.ID.String()).Err(); err != nil {
+					return err
+				}
+			}
+			last := entries[len(entries)-8].Event.Sequence
+			return plain.HSet(t.Context(), stream.KeyRelay.Key(key, ""), "row", last.Row).Err()
+		},
+	}}
+	hooked := testenv.RedisClient(t, server.URL())
+	hooked.AddHook(f)
+	start(t, worldOn(t, w.pool, hooked, 1).relay())
+	w.eventually(n)
+	require.Equal(t, want, w.ids())
+	require.GreaterOrEqual(t, f.pipelines.Load(), int32(9), "each fault cost a pipeline")
 }

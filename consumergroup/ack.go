@@ -163,7 +163,7 @@ func (c *Consumer) beat(ctx context.Context) {
 			}
 		}
 		c.hand.each(func(d *delivery) {
-			overdue := d.state == running && now.After(d.deadline)
+			overdue := d.state == running && now.After(d.ctx.deadline)
 			if d.held == nil && now.Sub(d.extended) >= third && !overdue {
 				held[d.lane] = append(held[d.lane], d)
 			}

@@ -170,3 +170,43 @@ func TestSlowHandlersHoldNoMoreThanOneReadAhead(t *testing.T) {
 		}
 	}
 }
+
+// What may have killed a process is handled alone, and does not wait for the end of a backlog that is read ahead.
+func TestSuspectsDoNotWaitForTheEndOfABacklog(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 1)
+	const total = 30_000
+	for range total / 5000 {
+		f.publish(5000)
+	}
+	suspect := orderPlaced.Event("k", order{N: -1})
+	var handled, others atomic.Int64
+	began, met := make(chan struct{}), make(chan int64, 100)
+	cfg := f.config(consumergroup.HandlerFunc(func(_ context.Context, e stream.Event) error {
+		if e.ID == suspect.ID {
+			met <- handled.Load()
+			others.Store(handled.Load())
+			time.Sleep(20 * time.Millisecond)
+			others.Add(-handled.Load())
+			return nil
+		}
+		if handled.Add(1) == 5000 {
+			close(began)
+		}
+		return nil
+	}))
+	cfg.Limits = pel.Limits{}
+	f.run(cfg)
+	<-began
+	args := suspect.AppendFields([]any{"xadd", f.keys(0).Retry, "*"})
+	args = append(args, "sk-origin", f.topic.StreamKey(0)+"/1-1", "sk-attempts", 0, "sk-deliveries", 1)
+	require.NoError(t, f.rdb.Do(t.Context(), args...).Err())
+	select {
+	case n := <-met:
+		require.Less(t, n, int64(total*2/3))
+	case <-time.After(patience):
+		t.Fatal("it was not handled")
+	}
+	f.atRest()
+	require.Zero(t, others.Load(), "another handler ran beside it")
+}

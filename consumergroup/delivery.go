@@ -20,7 +20,6 @@ type delivery struct {
 	mu       sync.Mutex
 	state    state
 	extended time.Time       // when it was read, or its idle time last reset
-	deadline time.Time       // until when its handler may run
 	ctx      *handlerContext // its handler's, once that was to run
 }
 
@@ -37,9 +36,6 @@ const (
 // came of it: a process died with it in hand, perhaps by it.
 func (d *delivery) suspectBefore() bool { return d.carried.Deliveries-1 > d.carried.Attempts }
 
-// farOff is the deadline of a handler whose time has not begun.
-var farOff = time.Now().Add(100 * 365 * 24 * time.Hour)
-
 // start takes the delivery for a worker; it fails where the entry went elsewhere meanwhile.
 func (d *delivery) start(ctx *handlerContext) bool {
 	d.mu.Lock()
@@ -48,20 +44,7 @@ func (d *delivery) start(ctx *handlerContext) bool {
 		return false
 	}
 	d.state, d.ctx = running, ctx
-	d.deadline = farOff // until limit
 	return true
-}
-
-// limit lets the handler's time begin, or begin anew, and returns when that is.
-func (d *delivery) limit(timeout time.Duration) time.Time {
-	now := time.Now()
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.deadline = now.Add(timeout)
-	if d.ctx.timer != nil {
-		d.ctx.timer.Reset(timeout)
-	}
-	return now
 }
 
 // ended ends the context of a handler that has returned.

@@ -66,7 +66,7 @@ func (c *Consumer) handle(workCtx, endCtx context.Context, d *delivery) {
 		c.settle(endCtx, d, c.failure(ctx, d, err), err, 0)
 		return
 	}
-	began := d.limit(c.cfg.HandlerTimeout)
+	began := ctx.limit(c.cfg.HandlerTimeout)
 	err := c.call(ctx, d)
 	took := time.Since(began)
 	if err == nil {
@@ -114,7 +114,7 @@ func (c *Consumer) handlerContext(workCtx context.Context, d *delivery) *handler
 	if d.held != nil {
 		generation = d.held.lease()
 	}
-	return &handlerContext{parent: workCtx, d: d, metadata: Metadata{
+	return &handlerContext{parent: workCtx, d: d, deadline: farOff, metadata: Metadata{
 		Topic: d.lane.p.topic.Name, Group: c.cfg.Group, Consumer: c.name, Stream: originStream, ID: originID,
 		Attempt: d.carried.Attempts + 1, Deliveries: d.carried.Deliveries, FirstSeen: d.carried.First, Generation: generation,
 	}}
@@ -260,7 +260,7 @@ func (c *Consumer) finish(d *delivery) {
 	d.mu.Lock()
 	was := d.state
 	d.state = settled
-	d.entry.Event = stream.Event{} // the batch lives on while others of it do
+	d.entry = stream.Entry{Stream: d.entry.Stream, ID: d.entry.ID} // the batch lives on while others of it do
 	d.mu.Unlock()
 	if was == handled {
 		c.unacked.Add(-1)

@@ -74,14 +74,18 @@ type handlerContext struct {
 	metadata Metadata
 
 	// Under the delivery's lock.
-	ctx    context.Context // nil until somebody asks
-	cancel context.CancelCauseFunc
-	timer  *time.Timer
-	over   bool
-	cause  error // why it is over; nil where the handler has returned
+	deadline time.Time
+	ctx      context.Context // nil until somebody asks
+	cancel   context.CancelCauseFunc
+	timer    *time.Timer
+	over     bool
+	cause    error // why it is over; nil where the handler has returned
 }
 
 type handlerContextKey struct{}
+
+// farOff is the deadline of a handler whose time has not begun.
+var farOff = time.Now().Add(100 * 365 * 24 * time.Hour)
 
 // ending returns the context that ends when this one does.
 func (c *handlerContext) ending() context.Context {
@@ -90,8 +94,11 @@ func (c *handlerContext) ending() context.Context {
 	if c.ctx != nil {
 		return c.ctx
 	}
-	c.ctx, c.cancel = context.WithCancelCause(c.parent)
-	left := time.Until(c.d.deadline)
+	parent, left := c.parent, time.Until(c.deadline)
+	if c.over || left <= 0 {
+		parent = context.WithoutCancel(parent) // which may have ended later, for another reason
+	}
+	c.ctx, c.cancel = context.WithCancelCause(parent)
 	switch {
 	case c.over:
 		c.cancel(c.cause)
@@ -117,10 +124,25 @@ func (c *handlerContext) end(cause error) {
 	}
 }
 
+// limit lets the handler's time begin, or begin anew, and returns when that is.
+func (c *handlerContext) limit(timeout time.Duration) time.Time {
+	now := time.Now()
+	c.d.mu.Lock()
+	defer c.d.mu.Unlock()
+	if c.over {
+		return now
+	}
+	c.deadline = now.Add(timeout)
+	if c.timer != nil {
+		c.timer.Reset(timeout)
+	}
+	return now
+}
+
 func (c *handlerContext) Deadline() (time.Time, bool) {
 	c.d.mu.Lock()
 	defer c.d.mu.Unlock()
-	return c.d.deadline, true
+	return c.deadline, true
 }
 
 func (c *handlerContext) Done() <-chan struct{} { return c.ending().Done() }
@@ -157,7 +179,7 @@ func Extend(ctx context.Context, d time.Duration) error {
 	}
 	within := c.ending()
 	if within.Err() == nil {
-		c.d.limit(d)
+		c.limit(d)
 	}
 	if within.Err() != nil { // it may have ended meanwhile
 		return fmt.Errorf("consumergroup: Extend: %w", context.Cause(within))

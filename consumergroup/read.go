@@ -12,8 +12,7 @@ import (
 )
 
 const (
-	// maxRead is the most entries that one read asks for. It is also how many entries wait
-	// for a worker: one read ahead.
+	// maxRead is the most entries that one read asks for, and that wait for a worker.
 	maxRead = 256
 
 	// maxFetches is how many reads are under way, or being decoded, where the workers keep up:
@@ -100,12 +99,13 @@ func (r *reader) run(ctx, workCtx, endCtx context.Context) {
 			backoff = min(2*backoff, maxBackoff)
 		}
 		if len(suspects) > 0 {
-			r.fast.Store(false)
+			r.c.wantAlone.Add(1)
 			for r.ahead != nil { // nothing else is to be in hand
 				more, _ := r.round(ctx) // what failed is read again
 				suspects = append(suspects, more...)
 			}
 			r.handleAlone(ctx, workCtx, endCtx, suspects)
+			r.c.wantAlone.Add(-1)
 		}
 	}
 }
@@ -430,8 +430,6 @@ func (r *reader) findBroken(ctx context.Context, err error) {
 // the retry stream, and are read again one by one.
 func (r *reader) handleAlone(ctx, workCtx, endCtx context.Context, suspects []*delivery) {
 	c := r.c
-	c.wantAlone.Add(1)
-	defer c.wantAlone.Add(-1)
 	c.alone.Lock()
 	defer c.alone.Unlock()
 	c.release(endCtx, suspects[1:])

@@ -35,7 +35,8 @@ type asideRow struct {
 	row    *row
 	reason string
 	parked bool
-	again  bool // it is wanted again at once
+	again  bool      // it is wanted again at once
+	parks  parkedKey // its key, where it is the first that is parked
 }
 
 const (
@@ -94,6 +95,14 @@ func (s *shard) loadAsideRows(ctx context.Context, number int64) error {
 func (s *shard) forgetAside() {
 	s.aside.rows, s.aside.present = map[int64]bool{}, map[rowEvent]bool{}
 	s.aside.refused, s.aside.streams = map[int64]string{}, map[*target]string{}
+	s.dropPending()
+}
+
+// dropPending forgets the rows that were to go aside, and did not: their page is read again.
+func (s *shard) dropPending() {
+	for _, a := range s.aside.pending {
+		delete(s.aside.parked, a.parks)
+	}
 	s.aside.pending = nil
 }
 
@@ -148,19 +157,18 @@ func (s *shard) asideReason(w *row, t *target) (string, bool) {
 func (s *shard) setAside(w *row, reason string) {
 	again := reason == reasonResync
 	park := (s.relay.config.OnRefused == ParkKey || again) && w.event.Key != ""
-	key := parkedKey{w.topic, w.event.Key}
+	key, parks := parkedKey{w.topic, w.event.Key}, parkedKey{}
 	if _, known := s.aside.parked[key]; park && !known {
-		key = parkedKey{topicName{strings.Clone(key.topic.namespace), strings.Clone(key.topic.name)}, strings.Clone(key.key)}
-		s.aside.parked[key] = w.event.Sequence
+		parks = parkedKey{topicName{strings.Clone(key.topic.namespace), strings.Clone(key.topic.name)}, strings.Clone(key.key)}
+		s.aside.parked[parks] = w.event.Sequence
 	}
-	s.aside.pending = append(s.aside.pending, asideRow{row: w, reason: reason, parked: park, again: again})
+	s.aside.pending = append(s.aside.pending, asideRow{row: w, reason: reason, parked: park, again: again, parks: parks})
 }
 
 // writeAside moves the page's rows that go aside to outbox_failed, in their order, if the shard is still this
 // relay's.
 func (s *shard) writeAside(ctx context.Context, b *batch) error {
 	pending := s.aside.pending
-	s.aside.pending = nil
 	if len(pending) == 0 {
 		return nil
 	}
@@ -181,6 +189,7 @@ func (s *shard) writeAside(ctx context.Context, b *batch) error {
 	if err := s.checkLease(ctx); err != nil { // else they were left out
 		return err
 	}
+	s.aside.pending = nil
 	for _, a := range pending {
 		s.aside.rows[a.row.id] = true
 		s.relay.log.Warn(ctx, "a row was refused, and is in outbox_failed", a.reason, "shard", s.number, "id", a.row.event.ID, "topic", a.row.topic.name)

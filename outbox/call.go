@@ -4,6 +4,7 @@ import (
 	"context"
 	_ "embed"
 	"fmt"
+	"slices"
 
 	"github.com/redis/go-redis/v9"
 
@@ -36,29 +37,25 @@ type call struct {
 	entries redisx.Entries
 	fields  []any // of the last row
 
-	closed bool  // it takes no more rows
 	undone error // why the rows are not on as many servers and disks as they should be
 }
 
 // newCall begins a call that follows what was called for the target before.
 func newCall(system string, b *batch, t *target) *call {
-	c := &call{target: t, prev: t.known, args: make([]any, 0, 5+callRows/4*14)}
-	if t.open != nil {
-		c.prev = t.open.last
-	}
+	c := &call{target: t, prev: later(t.known, t.sent), args: make([]any, 0, 5+callRows/4*14)}
 	t.open = c
 	c.args = append(c.args, system, b.number, b.tag, c.prev.Batch, c.prev.Row)
 	return c
 }
 
-func (c *call) full() bool { return c.closed || c.rows >= callRows || c.size >= callBytes }
+func (c *call) full() bool { return c.rows >= callRows || c.size >= callBytes }
 
 // add adds a row. Its page must not be freed before the call was sent.
 func (c *call) add(w *row) {
 	c.fields = w.event.AppendFields(c.fields[:0])
 	c.args = c.entries.Append(append(c.args, w.id), c.fields)
 	c.ids = append(c.ids, w.id)
-	c.last = w.event.Sequence
+	c.last, c.target.sent = w.event.Sequence, w.event.Sequence
 	c.rows++
 	c.size += len(w.event.Data) + 256
 }
@@ -90,25 +87,22 @@ func (r *Relay) exec(ctx context.Context, calls []*call) error {
 	return nil
 }
 
-// execOn sends the calls to one server, and the script before them where it does not know that: nothing was carried out then.
+// execOn sends the calls to one server, or Cluster. Where that does not know the script they are sent again with its text: a
+// call that was carried out changes nothing then.
 func (r *Relay) execOn(ctx context.Context, node redis.UniversalClient, calls []*call) {
-	r.callOn(ctx, node, calls)
-	loaded := map[string]bool{}
-	for _, c := range calls {
-		if key := c.target.stream; redisx.IsNoScript(c.cmd.Err()) && !loaded[key] && publishScript.Load(ctx, node, key) == nil {
-			loaded[key] = true
-		}
-	}
-	if len(loaded) > 0 {
-		r.callOn(ctx, node, calls)
+	r.callOn(ctx, node, calls, publishScript.NewCmd)
+	if slices.ContainsFunc(calls, func(c *call) bool { return redisx.IsNoScript(c.cmd.Err()) }) {
+		r.callOn(ctx, node, calls, publishScript.NewTextCmd)
 	}
 }
 
-func (r *Relay) callOn(ctx context.Context, node redis.UniversalClient, calls []*call) {
+type newCmd func(ctx context.Context, keys []string, args ...any) (redis.Cmder, *redis.Cmd)
+
+func (r *Relay) callOn(ctx context.Context, node redis.UniversalClient, calls []*call, command newCmd) {
 	pipe := node.Pipeline()
 	for _, c := range calls {
 		var wrapped redis.Cmder
-		wrapped, c.cmd = publishScript.NewCmd(ctx, []string{c.target.stream, c.target.relay}, c.args...)
+		wrapped, c.cmd = command(ctx, []string{c.target.stream, c.target.relay}, c.args...)
 		_ = pipe.Process(ctx, wrapped) // only queues
 	}
 	var durable *redis.Cmd
@@ -202,7 +196,7 @@ func (c *call) outcome() *fault {
 	f := &fault{target: c.target, want: c.prev}
 	reply, err := c.cmd.StringSlice()
 	switch {
-	case err != nil && redisx.IsServer(err) && !redisx.IsUnavailable(err) && !redisx.IsNoScript(err):
+	case err != nil && redisx.IsServer(err) && !redisx.IsUnavailable(err):
 		f.kind, f.detail, f.err = faultRefused, err.Error(), err
 		return f
 	case err != nil:

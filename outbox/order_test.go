@@ -176,3 +176,22 @@ func TestPagesBehindOneThatFailsKeepTheirOrder(t *testing.T) {
 	require.Equal(t, want, w.ids())
 	require.GreaterOrEqual(t, f.pipelines.Load(), int32(9), "each fault cost a pipeline")
 }
+
+// A relay that takes over publishes the shard's last batch again: what the streams hold is not sent again.
+func TestRelayThatTakesOverSendsNothingThatIsThere(t *testing.T) {
+	w := newWorld(t, 1)
+	ids := make([]string, 8*pageRows)
+	for i := range ids {
+		ids[i] = strconv.Itoa(i)
+	}
+	w.publish(events("k", ids...)...)
+	stop := start(t, w.relay())
+	w.eventually(len(ids))
+	stop()
+	f := &faults{}
+	w.rdb.(*redis.Client).AddHook(f)
+	start(t, w.relay())
+	w.publish(event("k", "next"))
+	w.eventually(len(ids) + 1)
+	require.LessOrEqual(t, f.pipelines.Load(), int32(4), "two pages before the first reply is there, and the next event")
+}

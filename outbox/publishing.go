@@ -94,7 +94,11 @@ func (s *shard) overcome(ctx context.Context, b *batch, at *progress, err error,
 
 // publishFrom publishes the batch's rows behind at.after. The calls of a page are made while the page before is on its way.
 func (s *shard) publishFrom(ctx context.Context, b *batch, at *progress) error {
-	defer s.closeCalls()
+	defer func() {
+		for _, t := range s.targets { // the next attempt goes on from what is known
+			t.sent = stream.Position{}
+		}
+	}()
 	var before *flight
 	err := s.eachPage(ctx, b, at.after, func(p *page) error {
 		f := &flight{page: p}
@@ -140,7 +144,12 @@ type flight struct {
 // load makes the calls for a page's rows. A call names the row that must be in the stream already, which makes one that
 // was lost on the way visible to the next.
 func (s *shard) load(ctx context.Context, b *batch, f *flight, at *progress) error {
-	s.aside.pending = nil
+	s.dropPending()
+	defer func() {
+		for _, c := range f.calls {
+			c.target.open = nil
+		}
+	}()
 	for i := range f.page.rows {
 		w := &f.page.rows[i]
 		w.event.Sequence = stream.Position{Batch: b.number, Row: w.id}
@@ -166,9 +175,6 @@ func (s *shard) load(ctx context.Context, b *batch, f *flight, at *progress) err
 		}
 		c.add(w)
 	}
-	for _, c := range f.calls {
-		c.closed = true
-	}
 	return nil
 }
 
@@ -185,18 +191,19 @@ func (s *shard) launch(ctx context.Context, b *batch, f *flight) error {
 	return nil
 }
 
+// later returns the one that is behind the other.
+func later(a, b stream.Position) stream.Position {
+	if a.Compare(b) < 0 {
+		return b
+	}
+	return a
+}
+
 // touch notes that the batch in hand has rows of the stream.
 func (s *shard) touch(t *target) {
 	if !t.touched {
 		t.touched = true
 		s.touched = append(s.touched, t)
-	}
-}
-
-// closeCalls ends the calls: the next attempt goes on from what is known.
-func (s *shard) closeCalls() {
-	for _, t := range s.targets {
-		t.open = nil
 	}
 }
 
@@ -218,7 +225,7 @@ func (s *shard) land(f *flight, at *progress) error {
 		}
 		fault := c.outcome()
 		if fault == nil {
-			c.target.known = c.last
+			c.target.known = later(c.target.known, c.last)
 			at.rows += int64(c.rows)
 			at.bytes += int64(c.size)
 			continue

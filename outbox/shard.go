@@ -51,9 +51,10 @@ type target struct {
 	relay  string
 	// known is the last row that is in the stream as far as this relay knows, held the last that Redis said
 	// it has: rows up to there are not sent again.
-	known, held stream.Position
-	touched     bool
-	open        *call // the last one that was made in this attempt, until its flight has landed
+	// sent is the last row that was called for in this attempt.
+	known, held, sent stream.Position
+	touched           bool
+	open              *call // of the page in hand
 }
 
 // place names a target as rows do.

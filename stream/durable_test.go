@@ -3,6 +3,7 @@ package stream_test
 import (
 	"context"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -326,10 +327,37 @@ func TestBatcherTellsEachCallerItsOutcome(t *testing.T) {
 	}, 10*time.Second, 10*time.Millisecond)
 }
 
-// pipelineCounter counts the pipelines that a client sends.
+// A server forgets scripts at a failover, of all moments: what counts as confirmed was written before the WAIT.
+func TestWaitStandsBehindAScriptThatTheServerDidNotKnow(t *testing.T) {
+	t.Parallel()
+	server := testenv.PrivateRedis(t, servers.RedisConfig{})
+	rdb := testenv.RedisClient(t, server.URL())
+	var sent pipelineCounter
+	rdb.AddHook(&sent)
+	topic := topicOf(t, 1)
+	topic.Dedup = time.Minute
+	p := publisher(t, rdb, stream.PublisherConfig{Replicas: 1, DurableTimeout: 20 * time.Millisecond})
+	events := make([]stream.Event, 150)
+	for i := range events {
+		events[i] = orderPlaced.Event("k", order{})
+	}
+	results, err := p.PublishBatch(t.Context(), topic, events)
+	require.ErrorIs(t, err, stream.ErrNotDurable)
+	require.Equal(t, []string{"evalsha evalsha wait", "eval eval wait"}, sent.names[len(sent.names)-2:])
+	again, err := publisher(t, rdb, stream.PublisherConfig{}).PublishBatch(t.Context(), topic, events)
+	require.NoError(t, err)
+	for i, r := range results {
+		require.False(t, r.Duplicate)
+		require.NotZero(t, r.ID)
+		require.Equal(t, r.ID, again[i].ID)
+	}
+}
+
+// pipelineCounter counts the pipelines that a client sends, and notes the names of their commands.
 type pipelineCounter struct {
-	mu sync.Mutex
-	n  int
+	mu    sync.Mutex
+	n     int
+	names []string
 }
 
 func (c *pipelineCounter) count() int {
@@ -342,8 +370,13 @@ func (c *pipelineCounter) DialHook(next redis.DialHook) redis.DialHook          
 func (c *pipelineCounter) ProcessHook(next redis.ProcessHook) redis.ProcessHook { return next }
 func (c *pipelineCounter) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
 	return func(ctx context.Context, cmds []redis.Cmder) error {
+		names := make([]string, len(cmds))
+		for i, cmd := range cmds {
+			names[i] = cmd.Name()
+		}
 		c.mu.Lock()
 		c.n++
+		c.names = append(c.names, strings.Join(names, " "))
 		c.mu.Unlock()
 		return next(ctx, cmds)
 	}

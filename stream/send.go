@@ -49,7 +49,7 @@ func (p *Publisher) send(ctx context.Context, topic Topic, events []Event, resul
 	for node, indexes := range p.byNode(ctx, results) {
 		s := sending{node: node, pipe: node.Pipeline(), events: events, results: results}
 		if topic.Dedup > 0 {
-			s.queueScripts(ctx, topic, indexes)
+			s.callScripts(topic, indexes)
 		} else {
 			s.queueAdds(ctx, indexes)
 		}
@@ -109,6 +109,15 @@ type sending struct {
 	events  []Event
 	results []Result
 	finish  []func() // read the replies into the results
+	scripts []*scriptCall
+}
+
+// scriptCall is a call of the script for some events.
+type scriptCall struct {
+	keys    []string
+	args    []any
+	indexes []int
+	reply   *redis.Cmd
 }
 
 func (s *sending) queueAdds(ctx context.Context, indexes []int) {
@@ -126,8 +135,8 @@ func (s *sending) queueAdds(ctx context.Context, indexes []int) {
 	})
 }
 
-// queueScripts queues a call of the script for up to 100 events of a partition at a time.
-func (s *sending) queueScripts(ctx context.Context, topic Topic, indexes []int) {
+// callScripts makes a call of the script for up to 100 events of a partition at a time.
+func (s *sending) callScripts(topic Topic, indexes []int) {
 	byStream := map[string][]int{}
 	var order []string
 	for _, i := range indexes {
@@ -155,39 +164,69 @@ func (s *sending) queueScripts(ctx context.Context, topic Topic, indexes []int) 
 				fields = s.events[i].AppendFields(fields[:0])
 				args = entries.Append(args, fields)
 			}
-			s.queueScript(ctx, keys, args, rest[:n])
+			s.scripts = append(s.scripts, &scriptCall{keys: keys, args: args, indexes: rest[:n]})
 			rest = rest[n:]
 		}
 	}
 }
 
-func (s *sending) queueScript(ctx context.Context, keys []string, args []any, indexes []int) {
-	cmd, reply := dedupScript.NewCmd(ctx, keys, args...)
-	_ = s.pipe.Process(ctx, cmd) // only queues
-	s.finish = append(s.finish, func() {
-		ids, err := reply.StringSlice()
-		if redisx.IsNoScript(err) { // nothing was written: send the text
-			ids, err = dedupScript.Run(ctx, s.node, keys, args...).StringSlice()
+// complete reads the reply into the results.
+func (c *scriptCall) complete(results []Result) {
+	ids, err := c.reply.StringSlice()
+	if err == nil && len(ids) != len(c.indexes) {
+		err = redisx.ErrReply
+	}
+	for k, i := range c.indexes {
+		r := Result{Err: err}
+		if err == nil {
+			id, duplicate := strings.CutPrefix(ids[k], "=")
+			r = resultOf(id, nil)
+			r.Duplicate = duplicate
 		}
-		if err == nil && len(ids) != len(indexes) {
-			err = redisx.ErrReply
-		}
-		for k, i := range indexes {
-			r := Result{Err: err}
-			if err == nil {
-				id, duplicate := strings.CutPrefix(ids[k], "=")
-				r = resultOf(id, nil)
-				r.Duplicate = duplicate
-			}
-			r.Stream = s.results[i].Stream
-			s.results[i] = r
-		}
-	})
+		r.Stream = results[i].Stream
+		results[i] = r
+	}
 }
 
 // exec sends the pipeline, waits for replicas and disks where the config asks for them,
 // and completes the results.
 func (s *sending) exec(ctx context.Context, config PublisherConfig, indexes []int) {
+	for _, c := range s.scripts {
+		var cmd redis.Cmder
+		cmd, c.reply = dedupScript.NewCmd(ctx, c.keys, c.args...)
+		_ = s.pipe.Process(ctx, cmd) // only queues
+	}
+	notDurable := s.run(ctx, config)
+	s.pipe = s.node.Pipeline()
+	for _, c := range s.scripts {
+		if redisx.IsNoScript(c.reply.Err()) {
+			var cmd redis.Cmder
+			cmd, c.reply = dedupScript.NewTextCmd(ctx, c.keys, c.args...)
+			_ = s.pipe.Process(ctx, cmd)
+		}
+	}
+	if s.pipe.Len() > 0 { // a WAIT must be behind what it waits for
+		notDurable = errors.Join(notDurable, s.run(ctx, config))
+	}
+	for _, finish := range s.finish {
+		finish()
+	}
+	for _, c := range s.scripts {
+		c.complete(s.results)
+	}
+	for _, i := range indexes {
+		r := &s.results[i]
+		if r.Err != nil {
+			r.Err = publishError(r.Stream, r.Err)
+		} else if notDurable != nil {
+			r.Err = fmt.Errorf("stream: publish to %s: %w", r.Stream, notDurable)
+		}
+	}
+}
+
+// run sends what is queued, and behind it the command that waits for replicas and disks. It
+// returns why these did not confirm.
+func (s *sending) run(ctx context.Context, config PublisherConfig) (notDurable error) {
 	var durable *redis.Cmd
 	if config.Replicas > 0 || config.Fsync {
 		args := []any{"wait", config.Replicas, config.DurableTimeout.Milliseconds()}
@@ -199,21 +238,10 @@ func (s *sending) exec(ctx context.Context, config PublisherConfig, indexes []in
 		_ = s.pipe.Process(ctx, cmd) // only queues
 	}
 	_, _ = s.pipe.Exec(ctx) // each command has its own error
-	for _, finish := range s.finish {
-		finish()
+	if durable == nil {
+		return nil
 	}
-	var notDurable error
-	if durable != nil {
-		notDurable = unconfirmed(durable, config)
-	}
-	for _, i := range indexes {
-		r := &s.results[i]
-		if r.Err != nil {
-			r.Err = publishError(r.Stream, r.Err)
-		} else if notDurable != nil {
-			r.Err = fmt.Errorf("stream: publish to %s: %w", r.Stream, notDurable)
-		}
-	}
+	return unconfirmed(durable, config)
 }
 
 // unconfirmed returns what the reply to WAIT or WAITAOF lacks, or nil.

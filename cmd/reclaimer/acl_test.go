@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -54,6 +55,33 @@ func TestPublisherRoleIsAllThatAPublisherNeeds(t *testing.T) {
 	commandtest.RequireExact(t, admin, "publisher")
 	require.ErrorContains(t, user.Do(t.Context(), "xrange", "sk:orders.0", "-", "+").Err(), "NOPERM")
 	require.ErrorContains(t, user.Do(t.Context(), "xadd", "other", "*", "a", "b").Err(), "NOPERM")
+}
+
+func TestPublisherOfMoreThanTheDefaultNeedsWhatTheDocumentationAdds(t *testing.T) {
+	t.Parallel()
+	operations, err := os.ReadFile(filepath.Join(commandtest.Root(), "docs/operations.md"))
+	require.NoError(t, err)
+	admin, user, _ := asRole(t, "publisher")
+	for more, what := range map[string]string{
+		"~{sk:* +time +hmget +hset +exists +unlink +pexpire +eval +evalsha": "One whose topic has `Dedup` needs `%s` too",
+		"+wait": "with `Replicas` it needs `%s`", "+xlen": "with `MaxLen` `%s`",
+	} {
+		require.Contains(t, string(operations), fmt.Sprintf(what, more))
+		for _, rule := range strings.Fields(more) {
+			require.NoError(t, admin.Do(t.Context(), "acl", "setuser", "publisher", rule).Err())
+		}
+	}
+	forget(t, admin)
+	p, err := stream.NewPublisher(user, stream.PublisherConfig{Replicas: 1, DurableTimeout: time.Millisecond, MaxLen: 10, Reject: true})
+	require.NoError(t, err)
+	topic := stream.Topic{Name: "orders", Dedup: time.Minute}
+	e := stream.NewEvent("order.placed", "k", stream.ContentTypeJSON, []byte("{}"))
+	for _, duplicate := range []bool{false, true} {
+		result, err := p.Publish(t.Context(), topic, e)
+		require.ErrorIs(t, err, stream.ErrNotDurable) // there is no replica
+		require.Equal(t, duplicate, result.Duplicate)
+	}
+	commandtest.RequireNothingDenied(t, admin, "publisher")
 }
 
 func TestConsumerRoleIsAllThatAConsumerNeeds(t *testing.T) {

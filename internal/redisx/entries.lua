@@ -3,8 +3,8 @@
 -- No allow-oom: where memory is full the caller keeps the events.
 
 -- entry reads one entry of ARGV, as Entries appends it: the number of its shape, at a shape's
--- first use the names of its fields behind their count, and the values. A name that is sent
--- once is not made a string of for every entry, which is most of what such a call costs.
+-- first use the names of its fields behind their count, and the values. So no Lua strings
+-- are made of the names for every entry.
 -- It returns names and values, how many both are, and where the next argument is. The table
 -- is the next entry's too.
 local argv, shapes = ARGV, {}

@@ -49,10 +49,15 @@ func (s *Script) Raw(ctx context.Context, rdb redis.UniversalClient, keys []stri
 	return reply, err
 }
 
-// NewCmd returns the call by digest for a pipeline. Where the reply is NOSCRIPT the caller
-// runs Load, or Run.
+// NewCmd returns the call by digest for a pipeline. Where the reply is NOSCRIPT nothing was
+// done, and the caller sends it again with NewTextCmd.
 func (s *Script) NewCmd(ctx context.Context, keys []string, args ...any) (redis.Cmder, *redis.Cmd) {
 	return NewCmd(ctx, s.args("evalsha", s.digest, keys, args)...)
+}
+
+// NewTextCmd is NewCmd for a server that does not know the script.
+func (s *Script) NewTextCmd(ctx context.Context, keys []string, args ...any) (redis.Cmder, *redis.Cmd) {
+	return NewCmd(ctx, s.args("eval", s.text, keys, args)...)
 }
 
 // Load makes the script known to the server that holds key.

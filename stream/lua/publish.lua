@@ -30,7 +30,7 @@ local last = 2 + ARGV[2]
 local found = redis.call('HMGET', known, unpack(ARGV, 3, last))
 local older = redis.call('EXISTS', before) == 1 and redis.call('HMGET', before, unpack(ARGV, 3, last)) or {}
 
-local replies, fresh, added = {}, {}, {}
+local replies, fresh, added, failed = {}, {}, {}, nil
 local next = last + 1
 for n = 1, last - 2 do
   local fields, count
@@ -40,7 +40,11 @@ for n = 1, last - 2 do
   if got then
     replies[n] = '=' .. got
   else
-    got = redis.call('XADD', stream, '*', unpack(fields, 1, count))
+    got = redis.pcall('XADD', stream, '*', unpack(fields, 1, count))
+    if got.err then
+      failed = got -- what was added is remembered all the same
+      break
+    end
     replies[n], added[id] = got, got
     fresh[#fresh + 1], fresh[#fresh + 2] = id, got
   end
@@ -49,4 +53,4 @@ if #fresh > 0 then
   redis.call('HSET', known, unpack(fresh))
 end
 redis.call('PEXPIRE', known, 3 * window)
-return replies
+return failed or replies

@@ -177,7 +177,7 @@ func (c *Consumer) beat(ctx context.Context) {
 func (c *Consumer) extend(ctx context.Context, l *lane, ds []*delivery) {
 	ids := make([]stream.ID, len(ds))
 	for i, d := range ds {
-		ids[i] = d.entry.ID
+		ids[i] = d.id
 	}
 	began := time.Now()
 	answers, err := l.p.settler.Extend(ctx, l.key, ids)

@@ -371,7 +371,7 @@ func (c *Consumer) observe(ctx context.Context, m Moment, d *delivery, add func(
 		return
 	}
 	o := Observation{
-		Moment: m, Topic: d.lane.p.topic.Name, Group: c.cfg.Group, Stream: d.entry.Stream, ID: d.entry.ID, Event: d.entry.Event,
+		Moment: m, Topic: d.lane.p.topic.Name, Group: c.cfg.Group, Stream: d.entry.Stream, ID: d.id, Event: d.entry.Event,
 		Attempt: d.carried.Attempts, Deliveries: d.carried.Deliveries,
 	}
 	if add != nil {

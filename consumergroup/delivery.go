@@ -13,9 +13,10 @@ import (
 type delivery struct {
 	lane    *lane
 	batch   *batch
-	entry   stream.Entry
-	carried pel.Carried // with this delivery counted
-	place               // of ordered groups
+	id      stream.ID
+	entry   stream.Entry // until it is settled
+	carried pel.Carried  // with this delivery counted
+	place                // of ordered groups
 
 	mu       sync.Mutex
 	state    state

@@ -106,7 +106,7 @@ func (c *Consumer) unfit(d *delivery) (dlq.Reason, error) {
 
 // handlerContext returns the context for a run of the handler.
 func (c *Consumer) handlerContext(workCtx context.Context, d *delivery) *handlerContext {
-	originStream, originID := d.entry.Stream, d.entry.ID
+	originStream, originID := d.entry.Stream, d.id
 	if d.lane.retry {
 		originStream, originID = dlq.ParseOrigin(d.carried.Origin)
 	}
@@ -260,7 +260,7 @@ func (c *Consumer) finish(d *delivery) {
 	d.mu.Lock()
 	was := d.state
 	d.state = settled
-	d.entry = stream.Entry{Stream: d.entry.Stream, ID: d.entry.ID} // the batch lives on while others of it do
+	d.entry = stream.Entry{} // the batch lives on while others of it do
 	d.mu.Unlock()
 	if was == handled {
 		c.unacked.Add(-1)

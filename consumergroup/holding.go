@@ -162,7 +162,7 @@ func (h *holding) add(ds []*delivery) (ready []*delivery) {
 	for _, d := range ds {
 		key := queueKey{key: d.entry.Event.Key}
 		if key.key == "" {
-			key.id, key.retry = d.entry.ID, d.lane.retry
+			key.id, key.retry = d.id, d.lane.retry
 		}
 		q := h.queues[key]
 		if q != nil {
@@ -323,7 +323,7 @@ func (h *holding) unstarted() map[*lane][]stream.ID {
 	for _, q := range h.queues {
 		for _, d := range q.waits {
 			if d.counted {
-				ids[d.lane] = append(ids[d.lane], d.entry.ID)
+				ids[d.lane] = append(ids[d.lane], d.id)
 			}
 		}
 	}

@@ -106,7 +106,7 @@ func (l *lane) putBack(acks []*delivery) {
 func idsOf(ds []*delivery) []stream.ID {
 	ids := make([]stream.ID, len(ds))
 	for i, d := range ds {
-		ids[i] = d.entry.ID
+		ids[i] = d.id
 	}
 	return ids
 }

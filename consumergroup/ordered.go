@@ -256,7 +256,7 @@ func (c *Consumer) askAboutParked(ctx context.Context) {
 			ds = ds[len(some):]
 			places := make([]pel.Place, len(some))
 			for i, d := range some {
-				places[i] = pel.Place{ID: d.entry.ID, Retry: d.lane.retry}
+				places[i] = pel.Place{ID: d.id, Retry: d.lane.retry}
 			}
 			notes, err := pel.Notes(ctx, c.rdb, p.keys, places...)
 			if err != nil {

@@ -189,7 +189,7 @@ func (r *reader) bring(ctx context.Context, h *holding, l *lane, entries []strea
 	for i, en := range entries {
 		carried := l.receive(&en, now)
 		ds[i] = &b.deliveries[i]
-		b.deliveries[i] = delivery{lane: l, batch: b, entry: en, carried: carried, extended: now, place: place{held: h, counted: true}}
+		b.deliveries[i] = delivery{lane: l, batch: b, id: en.ID, entry: en, carried: carried, extended: now, place: place{held: h, counted: true}}
 		r.c.observe(ctx, Delivered, ds[i], nil)
 	}
 	r.c.hand.add(b)
@@ -244,7 +244,7 @@ func (r *reader) adopt(ctx context.Context, h *holding, l *lane, entries []pel.S
 	for i, e := range entries {
 		l.p.topic.AdoptEntry(&e.Entry, e.Carried.Origin)
 		d := &b.deliveries[i]
-		*d = delivery{lane: l, batch: b, entry: e.Entry, carried: e.Carried, extended: now, place: place{held: h}}
+		*d = delivery{lane: l, batch: b, id: e.Entry.ID, entry: e.Entry, carried: e.Carried, extended: now, place: place{held: h}}
 		if d.carried.First.IsZero() {
 			d.carried.First = now
 		}

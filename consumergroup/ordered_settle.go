@@ -38,7 +38,7 @@ func (c *Consumer) countRun(ctx context.Context, d *delivery) bool {
 	}
 	d.carried.Deliveries++
 	counted := c.persist(ctx, d, func(bool) error {
-		return d.lane.p.lessor.Count(ctx, d.held.lease(), d.lane.key, d.carried.Deliveries, d.entry.ID)
+		return d.lane.p.lessor.Count(ctx, d.held.lease(), d.lane.key, d.carried.Deliveries, d.id)
 	})
 	if !counted {
 		d.carried.Deliveries--

@@ -369,7 +369,7 @@ func (c *Consumer) take(reply *redisx.Reply) (*batch, error) {
 	err := stream.DecodeEntries(reply, func(en stream.Entry, _ bool) error {
 		l := c.lanes[en.Stream]
 		carried := l.receive(&en, now)
-		b.deliveries = append(b.deliveries, delivery{lane: l, batch: b, entry: en, carried: carried, extended: now})
+		b.deliveries = append(b.deliveries, delivery{lane: l, batch: b, id: en.ID, entry: en, carried: carried, extended: now})
 		return nil
 	})
 	if err != nil || len(b.deliveries) == 0 {

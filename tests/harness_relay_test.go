@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -141,7 +140,7 @@ func (c *crasher) ProcessHook(next redis.ProcessHook) redis.ProcessHook { return
 
 func (c *crasher) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
 	return func(ctx context.Context, cmds []redis.Cmder) error {
-		if len(cmds) == 0 || cmds[0].Name() != "evalsha" {
+		if len(cmds) == 0 || !strings.HasPrefix(cmds[0].Name(), "eval") {
 			return next(ctx, cmds)
 		}
 		later, last := c.look(cmds)
@@ -151,7 +150,7 @@ func (c *crasher) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Proc
 		c.pass(beforeAdd)
 		if c.order.Point == withinAdd && len(cmds) > 1 {
 			half := len(cmds) / 2
-			if err := next(ctx, cmds[:half]); err == nil { // not before the server knows the script
+			if err := next(ctx, cmds[:half]); err == nil { // it knew the script
 				c.pass(withinAdd)
 			}
 			if err := next(ctx, cmds[half:]); err != nil {
@@ -168,19 +167,24 @@ func (c *crasher) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Proc
 }
 
 // look reports whether the calls are a later page of a batch than its first, and whether they are its last one.
-// Each has the script's hash, the number of keys, a stream, its position's key, the system, the batch, its tag, the position that
-// must be there, and rows: the number, how many arguments follow, and these.
+// Each has the script, the number of keys, a stream, its position's key, the system, the batch, its tag, the position that
+// must be there, and rows: the number, that of the entry's shape, a new shape's count of fields and their names, and the values.
 func (c *crasher) look(cmds []redis.Cmder) (later, last bool) {
 	rows := 0
 	first := cmds[0].Args()
 	for _, cmd := range cmds {
-		args := cmd.Args()
-		for i := 10; i+1 < len(args); rows++ {
-			n, err := strconv.Atoi(fmt.Sprint(args[i+1]))
-			if err != nil {
-				panic(fmt.Sprintf("the publish script takes other arguments than this expects: %.200q", args))
+		args, shapes := cmd.Args(), map[any]int{}
+		for i := 10; i < len(args); rows++ {
+			fields, known := shapes[args[i+1]]
+			if i += 2; !known {
+				var ok bool
+				if fields, ok = args[i].(int); !ok {
+					panic(fmt.Sprintf("the publish script takes other arguments than this expects: %.200q", args))
+				}
+				shapes[args[i-1]] = fields
+				i += 1 + fields
 			}
-			i += 2 + n
+			i += fields
 		}
 	}
 	c.mu.Lock()

@@ -23,10 +23,7 @@ func (c *Consumer) ack(ctx context.Context, d *delivery) {
 	d.set(handled)
 	c.unacked.Add(1)
 	if d.lane.addAck(d) {
-		select {
-		case c.ackReady <- struct{}{}:
-		default:
-		}
+		signal(c.ackReady)
 	}
 }
 
@@ -44,10 +41,7 @@ func (c *Consumer) flushAcks(ctx context.Context) {
 		c.sendAcks(ctx, ackDelay)
 		for _, l := range c.lanes {
 			if l.waiting() {
-				select {
-				case c.ackReady <- struct{}{}:
-				default:
-				}
+				signal(c.ackReady)
 				break
 			}
 		}
@@ -130,10 +124,7 @@ func (c *Consumer) acked(ctx context.Context, l *lane, acks []*delivery, reply *
 func (c *Consumer) ackEnded(ctx context.Context, l *lane, acks []*delivery, err error) {
 	if err != nil && !redisx.IsNoGroup(err) {
 		l.putBack(acks)
-		select {
-		case c.ackReady <- struct{}{}:
-		default:
-		}
+		signal(c.ackReady)
 		c.log.Error(ctx, "acks not sent yet", l.key, err)
 		return
 	}

@@ -54,6 +54,7 @@ type Consumer struct {
 	lines    *lines        // with KeyOrder
 	due      dueList       // of ordered groups
 	room     chan struct{} // a worker took a delivery
+	more     chan struct{} // there is work for one that waits
 	ackReady chan struct{} // a lane has its first ack
 	draining chan struct{} // closed when workers take nothing more
 
@@ -75,7 +76,7 @@ func New(rdb redis.UniversalClient, config Config) (*Consumer, error) {
 	}
 	c := &Consumer{
 		rdb: rdb, cfg: cfg, handler: Recovery()(chain(cfg.Handler, cfg.Middleware)), name: cfg.Name + "-" + rand.Text()[:12], log: quiet.New(cfg.Logger.With("group", cfg.Group)),
-		lanes: map[string]*lane{}, work: make(chan *delivery, maxRead), room: make(chan struct{}, 1), ackReady: make(chan struct{}, 1), draining: make(chan struct{}),
+		lanes: map[string]*lane{}, work: make(chan *delivery, maxRead), room: make(chan struct{}, 1), more: make(chan struct{}, 1), ackReady: make(chan struct{}, 1), draining: make(chan struct{}),
 		hand: hand{batches: map[*batch]struct{}{}}, due: dueList{fresh: make(chan struct{}, 1)},
 	}
 	if cfg.Rate.PerSecond > 0 {

@@ -14,21 +14,7 @@ import (
 
 // worker handles deliveries until the consumer drains.
 func (c *Consumer) worker(workCtx, endCtx context.Context) {
-	for !c.stopped() { // what is still in the queue then is released
-		var d *delivery
-		select {
-		case d = <-c.work:
-		default:
-			select {
-			case d = <-c.work:
-			case <-c.draining:
-				return
-			}
-		}
-		select {
-		case c.room <- struct{}{}:
-		default:
-		}
+	for d := c.next(); d != nil; d = c.next() {
 		switch {
 		case d.held != nil:
 			c.handleKey(workCtx, endCtx, d)
@@ -37,6 +23,35 @@ func (c *Consumer) worker(workCtx, endCtx context.Context) {
 		default:
 			c.handleFree(workCtx, endCtx, d)
 		}
+	}
+}
+
+// next waits for a delivery; it returns nil when the consumer drains, and what is still in the queue is released. A worker
+// that was woken wakes one other where there is more: so few run while handlers are short, and all where they are not.
+func (c *Consumer) next() *delivery {
+	for woken := false; !c.stopped(); woken = true {
+		select {
+		case d := <-c.work:
+			signal(c.room)
+			if woken && len(c.work) > 0 {
+				signal(c.more)
+			}
+			return d
+		default:
+		}
+		select {
+		case <-c.more:
+		case <-c.draining:
+		}
+	}
+	return nil
+}
+
+// signal notes in a channel with room for one that something is so.
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
 	}
 }
 

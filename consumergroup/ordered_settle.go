@@ -158,10 +158,7 @@ func (l *dueList) add(d *delivery, at time.Time) {
 	l.mu.Lock()
 	heap.Push(&l.heap, dueItem{at, d})
 	l.mu.Unlock()
-	select {
-	case l.fresh <- struct{}{}:
-	default:
-	}
+	signal(l.fresh)
 }
 
 // pop returns the deliveries that are due, and how long until the next one is.

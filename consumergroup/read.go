@@ -267,15 +267,15 @@ func (c *Consumer) push(ctx context.Context, d *delivery) bool {
 	}
 	select {
 	case c.work <- d:
-		return true
 	default:
+		select {
+		case c.work <- d:
+		case <-ctx.Done():
+			return false
+		}
 	}
-	select {
-	case c.work <- d:
-		return true
-	case <-ctx.Done():
-		return false
-	}
+	signal(c.more)
+	return true
 }
 
 // fetch is a read on its way, and the acks that ride with it.

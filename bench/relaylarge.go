@@ -96,8 +96,13 @@ func keep(ctx context.Context, pool *pgxpool.Pool, topic stream.Topic, rows int)
 			return err
 		}
 	}
-	_, err := pool.Exec(ctx, allPublished)
-	return err
+	// They were vacuumed and written to disk when they were new.
+	for _, sql := range []string{allPublished, `VACUUM (ANALYZE) streamkeel.outbox_row`, `CHECKPOINT`} {
+		if _, err := pool.Exec(ctx, sql); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // ourRelayOverKept drains the large batch; how long a small one takes is its remark.

@@ -135,7 +135,8 @@ func (s *sending) queueAdds(ctx context.Context, indexes []int) {
 	})
 }
 
-// callScripts makes a call of the script for up to 100 events of a partition at a time.
+// callScripts makes a call of the script for up to 100 events of a partition at a time, no two of
+// them the same.
 func (s *sending) callScripts(topic Topic, indexes []int) {
 	byStream := map[string][]int{}
 	var order []string
@@ -147,15 +148,22 @@ func (s *sending) callScripts(topic Topic, indexes []int) {
 		byStream[key] = append(byStream[key], i)
 	}
 	var fields []any
+	inCall := map[string]bool{}
 	for _, key := range order {
 		keys := []string{key, KeyDedup.Key(key, ""), KeyDedup.Key(key, "0"), KeyDedup.Key(key, "1")}
 		for rest := byStream[key]; len(rest) > 0; {
 			const perEvent = 14 // arguments, about
 			n := 0
 			args := append(make([]any, 0, perEvent*min(len(rest)+1, callEvents)), topic.Dedup.Milliseconds(), nil)
+			clear(inCall)
 			for size := 0; n < len(rest) && n < callEvents && size < callBytes; n++ {
 				e := &s.events[rest[n]]
-				args = append(args, e.Source+"/"+e.ID)
+				id := e.Source + "/" + e.ID
+				if inCall[id] {
+					break
+				}
+				inCall[id] = true
+				args = append(args, id)
 				size += len(e.Data)
 			}
 			args[1] = n

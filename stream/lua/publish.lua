@@ -4,7 +4,7 @@
 -- the window, and for at most twice that.
 --
 -- KEYS  1 the stream  2 the hash that says which is current, and since when  3, 4 the hashes
--- ARGV  1 window in ms  2 how many events  their ids  and their entries
+-- ARGV  1 window in ms  2 how many events  their ids, no two the same  and their entries
 -- Reply for each event: its ID; one that was published before has the ID that it got then,
 --       behind a '='
 local stream, meta = KEYS[1], KEYS[2]
@@ -30,13 +30,12 @@ local last = 2 + ARGV[2]
 local found = redis.call('HMGET', known, unpack(ARGV, 3, last))
 local older = redis.call('EXISTS', before) == 1 and redis.call('HMGET', before, unpack(ARGV, 3, last)) or {}
 
-local replies, fresh, added, failed = {}, {}, {}, nil
-local next = last + 1
+local replies, fresh, failed = {}, {}, nil
+local next, m = last + 1, 0
 for n = 1, last - 2 do
   local fields, count
   fields, count, next = entry(next)
-  local id = ARGV[n + 2]
-  local got = older[n] or found[n] or added[id]
+  local got = older[n] or found[n]
   if got then
     replies[n] = '=' .. got
   else
@@ -45,11 +44,12 @@ for n = 1, last - 2 do
       failed = got -- what was added is remembered all the same
       break
     end
-    replies[n], added[id] = got, got
-    fresh[#fresh + 1], fresh[#fresh + 2] = id, got
+    replies[n] = got
+    fresh[m + 1], fresh[m + 2] = ARGV[n + 2], got
+    m = m + 2
   end
 end
-if #fresh > 0 then
+if m > 0 then
   redis.call('HSET', known, unpack(fresh))
 end
 redis.call('PEXPIRE', known, 3 * window)

@@ -66,8 +66,7 @@ func WithMetadata(ctx context.Context, m Metadata) context.Context {
 }
 
 // handlerContext is the context of one delivery's handler. What ends it is made when somebody
-// first asks: most of the cost of a short handler would be a context and a timer that nobody
-// looks at.
+// first asks: a short handler does not pay for a context and a timer that it never looks at.
 type handlerContext struct {
 	parent   context.Context
 	d        *delivery

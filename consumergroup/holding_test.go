@@ -1,6 +1,7 @@
 package consumergroup
 
 import (
+	"context"
 	"testing"
 	"time"
 
@@ -59,4 +60,30 @@ func TestFairShare(t *testing.T) {
 		}
 		require.Equal(t, c.partitions, total, name)
 	}
+}
+
+// Whoever asks late hears the first reason, also where the consumer was told to stop meanwhile.
+func TestContextThatNobodyAskedKeepsTheFirstReason(t *testing.T) {
+	t.Parallel()
+	for want, end := range map[error]func(*handlerContext){
+		ErrLost:           func(c *handlerContext) { c.d.lose() },
+		context.Canceled:  func(c *handlerContext) { c.d.ended(c) },
+		ErrHandlerTimeout: func(c *handlerContext) { c.limit(-time.Second) },
+	} {
+		workCtx, stop := context.WithCancelCause(t.Context())
+		d := &delivery{}
+		c := &handlerContext{parent: workCtx, d: d, deadline: farOff}
+		require.True(t, d.start(c))
+		end(c)
+		stop(ErrStopped)
+		require.ErrorIs(t, context.Cause(c), want)
+		require.Error(t, Extend(c, time.Minute))
+		require.Nil(t, c.timer)
+	}
+	workCtx, stop := context.WithCancelCause(t.Context())
+	d := &delivery{}
+	c := &handlerContext{parent: workCtx, d: d, deadline: farOff}
+	require.True(t, d.start(c))
+	stop(ErrStopped)
+	require.ErrorIs(t, context.Cause(c), ErrStopped)
 }

@@ -129,7 +129,8 @@ func TestContextTellsHowItEndedHoweverLateItIsAsked(t *testing.T) {
 	cfg := f.config(consumergroup.HandlerFunc(func(ctx context.Context, _ stream.Event) error {
 		switch m, _ := consumergroup.MetadataFrom(ctx); m.Attempt {
 		case 1:
-			time.Sleep(60 * time.Millisecond)
+			deadline, _ := ctx.Deadline()
+			time.Sleep(time.Until(deadline))
 			child, cancel := context.WithCancel(ctx)
 			defer cancel()
 			late <- outcome{ctx.Err(), context.Cause(ctx), context.Cause(child)}

@@ -4,6 +4,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/streamkeel/streamkeel/stream"
 )
 
 func TestPageTakesLittleMoreMemoryThanItsRows(t *testing.T) {
@@ -20,4 +22,21 @@ func TestPageTakesLittleMoreMemoryThanItsRows(t *testing.T) {
 		}
 		require.LessOrEqual(t, made, p.bytes+pageBytes/4, "rows of %d bytes", size)
 	}
+}
+
+// A page that was not sent is read again: until then nothing of it is known to be aside.
+func TestKeyIsParkedOnlyByARowThatWentAside(t *testing.T) {
+	s := &shard{relay: &Relay{config: RelayConfig{OnRefused: ParkKey}}, aside: aside{parked: map[parkedKey]stream.Position{}}}
+	rowOf := func(id int64, key string) *row {
+		return &row{id: id, event: stream.Event{Key: key, Sequence: stream.Position{Batch: 1, Row: id}}}
+	}
+	s.setAside(rowOf(1, "before"), "too large")
+	s.aside.pending = nil // it was written
+	for id, key := range []string{"before", "a", "a", ""} {
+		s.setAside(rowOf(int64(id+2), key), "too large")
+	}
+	require.Len(t, s.aside.parked, 2)
+	s.dropPending()
+	require.Equal(t, map[parkedKey]stream.Position{{key: "before"}: {Batch: 1, Row: 1}}, s.aside.parked)
+	require.Empty(t, s.aside.pending)
 }

@@ -223,18 +223,18 @@ func (s *shard) land(f *flight, at *progress) error {
 		if broken[c.target] {
 			continue
 		}
-		fault := c.outcome()
-		if fault == nil {
+		out := c.outcome()
+		if out == nil {
 			c.target.known = later(c.target.known, c.last)
 			at.rows += int64(c.rows)
 			at.bytes += int64(c.size)
 			continue
 		}
-		if broken[c.target] = true; fault.kind == faultRefused {
-			fault.row = f.page.behind(c, c.target.held)
+		if broken[c.target] = true; out.kind == faultRefused {
+			out.row = f.page.behind(c, c.target.held)
 		}
-		if worst == nil || fault.kind > worst.kind {
-			worst = fault
+		if worst == nil || out.kind > worst.kind {
+			worst = out
 		}
 	}
 	if worst != nil {

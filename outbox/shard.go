@@ -50,8 +50,7 @@ type target struct {
 	stream string // "" where the topic is gone
 	relay  string
 	// known is the last row that is in the stream as far as this relay knows, held the last that Redis said
-	// it has: rows up to there are not sent again.
-	// sent is the last row that was called for in this attempt.
+	// it has: rows up to there are not sent again. sent is the last row that was called for in this attempt.
 	known, held, sent stream.Position
 	touched           bool
 	open              *call // of the page in hand

@@ -24,11 +24,11 @@ func (l *lane) hold(ctx context.Context, partitions []*partition) error {
 	if len(partitions) == 0 {
 		return nil
 	}
-	return l.withScripts(ctx, partitions, func() error {
+	return withScripts(func(newCmd scriptCmd) error {
 		pipe := l.r.rdb.Pipeline()
 		replies := make([]*redis.Cmd, len(partitions))
 		for i, p := range partitions {
-			cmd, reply := holdScript.NewCmd(ctx, []string{p.key}, l.r.config.Name, p.at.ID.String(), p.at.Event, p.at.EntriesRead, p.seen)
+			cmd, reply := newCmd(holdScript, ctx, []string{p.key}, l.r.config.Name, p.at.ID.String(), p.at.Event, p.at.EntriesRead, p.seen)
 			replies[i] = reply
 			_ = pipe.Process(ctx, cmd) // only queues
 		}
@@ -42,21 +42,14 @@ func (l *lane) hold(ctx context.Context, partitions []*partition) error {
 	})
 }
 
-// withScripts runs fn, and once more after loading the scripts if the server lacked them.
-func (l *lane) withScripts(ctx context.Context, partitions []*partition, fn func() error) error {
-	err := fn()
-	if !redisx.IsNoScript(err) {
-		return err
+// scriptCmd makes a call of a script for a pipeline.
+type scriptCmd func(*redisx.Script, context.Context, []string, ...any) (redis.Cmder, *redis.Cmd)
+
+// withScripts runs fn, and once more with the scripts' texts if the server lacked them.
+func withScripts(fn func(newCmd scriptCmd) error) error {
+	err := fn((*redisx.Script).NewCmd)
+	if redisx.IsNoScript(err) {
+		err = fn((*redisx.Script).NewTextCmd)
 	}
-	for _, script := range []*redisx.Script{inspectScript, holdScript} {
-		for _, p := range partitions {
-			if err := script.Load(ctx, l.r.rdb, p.key); err != nil {
-				return l.r.redisError("load scripts", err)
-			}
-			if !redisx.IsCluster(l.r.rdb) {
-				break
-			}
-		}
-	}
-	return fn()
+	return err
 }

@@ -106,6 +106,29 @@ func TestEventsOfAllShapesComeBackWithDedup(t *testing.T) {
 	readAll(t, rdb, topic, len(events)+2)
 }
 
+// A call that fails in its middle remembers what it added, so that a repeat adds only the rest.
+func TestRepeatedCallThatFailedInItsMiddleAddsTheRest(t *testing.T) {
+	t.Parallel()
+	rdb := testenv.Redis(t)
+	topic := topicOf(t, 1)
+	topic.Dedup = time.Minute
+	p := publisher(t, rdb, stream.PublisherConfig{})
+	key := topic.StreamKey(0)
+	const last = "18446744073709551615-18446744073709551613" // two more, and the stream has no IDs left
+	require.NoError(t, rdb.XAdd(t.Context(), &redis.XAddArgs{Stream: key, ID: last, Values: []string{"a", "b"}}).Err())
+	events := make([]stream.Event, 3)
+	for i := range events {
+		events[i] = orderPlaced.Event("k", order{})
+	}
+	_, err := p.PublishBatch(t.Context(), topic, events)
+	require.ErrorContains(t, err, "exhausted")
+	require.Equal(t, int64(3), rdb.XLen(t.Context(), key).Val())
+	require.NoError(t, rdb.Del(t.Context(), key).Err())
+	results, err := p.PublishBatch(t.Context(), topic, events)
+	require.NoError(t, err)
+	require.Equal(t, []bool{true, true, false}, []bool{results[0].Duplicate, results[1].Duplicate, results[2].Duplicate})
+}
+
 func TestIdsAreForgottenAfterTheWindowAndNotBefore(t *testing.T) {
 	t.Parallel()
 	rdb := testenv.Redis(t)

@@ -108,8 +108,8 @@ type sending struct {
 	pipe    redis.Pipeliner
 	events  []Event
 	results []Result
-	finish  []func() // read the replies into the results
-	scripts []*scriptCall
+	adds    []redisx.ID   // one for each event
+	scripts []*scriptCall // or one for some
 }
 
 // scriptCall is a call of the script for some events.
@@ -121,18 +121,11 @@ type scriptCall struct {
 }
 
 func (s *sending) queueAdds(ctx context.Context, indexes []int) {
-	cmds := make([]redisx.ID, len(indexes))
+	s.adds = make([]redisx.ID, len(indexes))
 	for k, i := range indexes {
-		cmds[k] = add(ctx, s.results[i].Stream, &s.events[i])
-		_ = s.pipe.Process(ctx, cmds[k]) // only queues
+		s.adds[k] = add(ctx, s.results[i].Stream, &s.events[i])
+		_ = s.pipe.Process(ctx, s.adds[k]) // only queues
 	}
-	s.finish = append(s.finish, func() {
-		for k, i := range indexes {
-			key := s.results[i].Stream
-			s.results[i] = resultOf(cmds[k].Result())
-			s.results[i].Stream = key
-		}
-	})
 }
 
 // callScripts makes a call of the script for up to 100 events of a partition at a time, no two of
@@ -216,8 +209,10 @@ func (s *sending) exec(ctx context.Context, config PublisherConfig, indexes []in
 	if s.pipe.Len() > 0 { // a WAIT must be behind what it waits for
 		notDurable = errors.Join(notDurable, s.run(ctx, config))
 	}
-	for _, finish := range s.finish {
-		finish()
+	for k, cmd := range s.adds {
+		r := resultOf(cmd.Result())
+		r.Stream = s.results[indexes[k]].Stream
+		s.results[indexes[k]] = r
 	}
 	for _, c := range s.scripts {
 		c.complete(s.results)

@@ -60,15 +60,6 @@ func (s *Script) NewTextCmd(ctx context.Context, keys []string, args ...any) (re
 	return NewCmd(ctx, s.args("eval", s.text, keys, args)...)
 }
 
-// Load makes the script known to the server that holds key.
-func (s *Script) Load(ctx context.Context, rdb redis.UniversalClient, key string) error {
-	node, err := NodeFor(ctx, rdb, key)
-	if err != nil {
-		return err
-	}
-	return node.ScriptLoad(ctx, s.text).Err()
-}
-
 func (s *Script) args(command, script string, keys []string, args []any) []any {
 	all := make([]any, 0, 3+len(keys)+len(args))
 	all = append(all, command, script, len(keys))

@@ -100,14 +100,16 @@ func (f *fixture) atRest() {
 	require.Eventually(f.t, func() bool {
 		for p := range f.topic.Count() {
 			k := f.keys(p)
-			for _, key := range []string{k.Stream, k.Retry} {
-				groups, err := f.rdb.XInfoGroups(f.t.Context(), key).Result()
-				if err != nil || len(groups) != 1 || groups[0].Pending != 0 || groups[0].Lag != 0 {
+			ctx, tx := f.t.Context(), f.rdb.TxPipeline() // an attempt that fails moves its entry from one to the other
+			infos := []*redis.XInfoGroupsCmd{tx.XInfoGroups(ctx, k.Stream), tx.XInfoGroups(ctx, k.Retry)}
+			due, retry := tx.ZCard(ctx, k.Due), tx.XLen(ctx, k.Retry)
+			if _, err := tx.Exec(ctx); err != nil || due.Val() != 0 || retry.Val() != 0 {
+				return false
+			}
+			for _, info := range infos {
+				if groups := info.Val(); len(groups) != 1 || groups[0].Pending != 0 || groups[0].Lag != 0 {
 					return false
 				}
-			}
-			if f.rdb.ZCard(f.t.Context(), k.Due).Val() != 0 || f.rdb.XLen(f.t.Context(), k.Retry).Val() != 0 {
-				return false
 			}
 		}
 		return true

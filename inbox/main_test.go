@@ -109,9 +109,11 @@ func (w *world) settled(n int64) {
 	w.t.Helper()
 	k := pel.KeysOf(w.topic.StreamKey(0), group)
 	require.Eventually(w.t, func() bool {
-		groups, err := w.rdb.XInfoGroups(w.t.Context(), k.Stream).Result()
-		return err == nil && len(groups) == 1 && groups[0].EntriesRead == n && groups[0].Pending == 0 &&
-			w.rdb.ZCard(w.t.Context(), k.Due).Val() == 0 && w.rdb.XLen(w.t.Context(), k.Retry).Val() == 0
+		tx := w.rdb.TxPipeline() // an attempt that fails moves the entry from one to the other
+		info, due, retry := tx.XInfoGroups(w.t.Context(), k.Stream), tx.ZCard(w.t.Context(), k.Due), tx.XLen(w.t.Context(), k.Retry)
+		_, err := tx.Exec(w.t.Context())
+		groups := info.Val()
+		return err == nil && len(groups) == 1 && groups[0].EntriesRead == n && groups[0].Pending == 0 && due.Val() == 0 && retry.Val() == 0
 	}, patience, 10*time.Millisecond, "the group does not come to rest")
 }
 

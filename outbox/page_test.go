@@ -3,8 +3,10 @@ package outbox
 import (
 	"testing"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
 
+	"github.com/streamkeel/streamkeel/internal/testenv"
 	"github.com/streamkeel/streamkeel/stream"
 )
 
@@ -39,4 +41,26 @@ func TestKeyIsParkedOnlyByARowThatWentAside(t *testing.T) {
 	s.dropPending()
 	require.Equal(t, map[parkedKey]stream.Position{{key: "before"}: {Batch: 1, Row: 1}}, s.aside.parked)
 	require.Empty(t, s.aside.pending)
+}
+
+func TestSettingsForALargeBatchEndWithItAndLowerNothing(t *testing.T) {
+	t.Parallel()
+	conn, err := testenv.Postgres(t).Acquire(t.Context())
+	require.NoError(t, err)
+	defer conn.Release()
+	settings := func(first string) []string {
+		var queries pgconn.Batch
+		queries.ExecParams(first, nil, nil, nil, nil)
+		queries.ExecParams(`SELECT current_setting('work_mem'), current_setting('jit')`, nil, nil, nil, nil)
+		results, err := conn.Conn().PgConn().ExecBatch(t.Context(), &queries).ReadAll()
+		require.NoError(t, err)
+		values := results[1].Rows[0]
+		return []string{string(values[0]), string(values[1])}
+	}
+	for own, during := range map[string]string{"64kB": "16MB", "1GB": "1GB"} {
+		before := settings(`SET work_mem = '` + own + `'`)
+		require.Equal(t, own, before[0])
+		require.Equal(t, []string{during, "off"}, settings(sortSQL))
+		require.Equal(t, before, settings(`SELECT`))
+	}
 }

@@ -28,13 +28,13 @@ type call struct {
 	target *target
 	prev   stream.Position // the row that must be in the stream
 	last   stream.Position
-	rows   int
-	size   int
+	head   []any
 	ids    []int64
-	args   []any
+	size   int
 	cmd    *redis.Cmd
 
-	entries redisx.Entries
+	shapes  redisx.Entries
+	entries []any
 	fields  []any // of the last row
 
 	undone error // why the rows are not on as many servers and disks as they should be
@@ -42,22 +42,31 @@ type call struct {
 
 // newCall begins a call that follows what was called for the target before.
 func newCall(system string, b *batch, t *target) *call {
-	c := &call{target: t, prev: later(t.known, t.sent), args: make([]any, 0, 5+callRows/4*14)}
+	c := &call{target: t, prev: later(t.known, t.sent), entries: make([]any, 0, callRows/4*12)}
 	t.open = c
-	c.args = append(c.args, system, b.number, b.tag, c.prev.Batch, c.prev.Row)
+	c.head = []any{system, b.number, b.tag, c.prev.Batch, c.prev.Row}
 	return c
 }
 
-func (c *call) full() bool { return c.rows >= callRows || c.size >= callBytes }
+func (c *call) full() bool { return len(c.ids) >= callRows || c.size >= callBytes }
 
 // add adds a row. Its page must not be freed before the call was sent.
 func (c *call) add(w *row) {
 	c.fields = w.event.AppendFields(c.fields[:0])
-	c.args = c.entries.Append(append(c.args, w.id), c.fields)
+	c.entries = c.shapes.Append(c.entries, c.fields)
 	c.ids = append(c.ids, w.id)
 	c.last, c.target.sent = w.event.Sequence, w.event.Sequence
-	c.rows++
 	c.size += len(w.event.Data) + 256
+}
+
+// appendArgs appends what the script gets.
+func (c *call) appendArgs(args []any) []any {
+	args = slices.Grow(args, len(c.head)+1+len(c.ids)+len(c.entries))
+	args = append(append(args, c.head...), len(c.ids))
+	for i := range c.ids {
+		args = append(args, &c.ids[i])
+	}
+	return append(args, c.entries...)
 }
 
 // exec sends the calls, in one pipeline to each server. Every call has its own reply or error; the error is that of a
@@ -90,19 +99,17 @@ func (r *Relay) exec(ctx context.Context, calls []*call) error {
 // execOn sends the calls to one server, or Cluster. Where that does not know the script they are sent again with its text: a
 // call that was carried out changes nothing then.
 func (r *Relay) execOn(ctx context.Context, node redis.UniversalClient, calls []*call) {
-	r.callOn(ctx, node, calls, publishScript.NewCmd)
+	r.callOn(ctx, node, calls, false)
 	if slices.ContainsFunc(calls, func(c *call) bool { return redisx.IsNoScript(c.cmd.Err()) }) {
-		r.callOn(ctx, node, calls, publishScript.NewTextCmd)
+		r.callOn(ctx, node, calls, true)
 	}
 }
 
-type newCmd func(ctx context.Context, keys []string, args ...any) (redis.Cmder, *redis.Cmd)
-
-func (r *Relay) callOn(ctx context.Context, node redis.UniversalClient, calls []*call, command newCmd) {
+func (r *Relay) callOn(ctx context.Context, node redis.UniversalClient, calls []*call, text bool) {
 	pipe := node.Pipeline()
 	for _, c := range calls {
 		var wrapped redis.Cmder
-		wrapped, c.cmd = command(ctx, []string{c.target.stream, c.target.relay}, c.args...)
+		wrapped, c.cmd = publishScript.NewLateCmd(ctx, text, []string{c.target.stream, c.target.relay}, c.appendArgs)
 		_ = pipe.Process(ctx, wrapped) // only queues
 	}
 	var durable *redis.Cmd

@@ -226,7 +226,7 @@ func (s *shard) land(f *flight, at *progress) error {
 		out := c.outcome()
 		if out == nil {
 			c.target.known = later(c.target.known, c.last)
-			at.rows += int64(c.rows)
+			at.rows += int64(len(c.ids))
 			at.bytes += int64(c.size)
 			continue
 		}

@@ -24,11 +24,11 @@ func (l *lane) hold(ctx context.Context, partitions []*partition) error {
 	if len(partitions) == 0 {
 		return nil
 	}
-	return withScripts(func(newCmd scriptCmd) error {
+	return withScripts(func(text bool) error {
 		pipe := l.r.rdb.Pipeline()
 		replies := make([]*redis.Cmd, len(partitions))
 		for i, p := range partitions {
-			cmd, reply := newCmd(holdScript, ctx, []string{p.key}, l.r.config.Name, p.at.ID.String(), p.at.Event, p.at.EntriesRead, p.seen)
+			cmd, reply := holdScript.NewCmd(ctx, text, []string{p.key}, l.r.config.Name, p.at.ID.String(), p.at.Event, p.at.EntriesRead, p.seen)
 			replies[i] = reply
 			_ = pipe.Process(ctx, cmd) // only queues
 		}
@@ -42,14 +42,11 @@ func (l *lane) hold(ctx context.Context, partitions []*partition) error {
 	})
 }
 
-// scriptCmd makes a call of a script for a pipeline.
-type scriptCmd func(*redisx.Script, context.Context, []string, ...any) (redis.Cmder, *redis.Cmd)
-
 // withScripts runs fn, and once more with the scripts' texts if the server lacked them.
-func withScripts(fn func(newCmd scriptCmd) error) error {
-	err := fn((*redisx.Script).NewCmd)
+func withScripts(fn func(text bool) error) error {
+	err := fn(false)
 	if redisx.IsNoScript(err) {
-		err = fn((*redisx.Script).NewTextCmd)
+		err = fn(true)
 	}
 	return err
 }

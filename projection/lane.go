@@ -219,7 +219,7 @@ func (p *partition) count(batch, ready int) int {
 
 func (l *lane) readAndInspect(ctx context.Context, ready []*partition, counts map[*partition]int, look []*partition) ([]redisx.RawCmd, []history, error) {
 	reads, histories := make([]redisx.RawCmd, len(ready)), make([]history, len(look))
-	err := withScripts(func(newCmd scriptCmd) (err error) {
+	err := withScripts(func(text bool) (err error) {
 		pipe := l.r.rdb.Pipeline()
 		for i, p := range ready {
 			reads[i] = redisx.NewRaw(ctx, "xrange", p.key, "("+p.at.ID.String(), "+", "count", counts[p])
@@ -227,7 +227,7 @@ func (l *lane) readAndInspect(ctx context.Context, ready []*partition, counts ma
 		}
 		looks := make([]*redis.Cmd, len(look))
 		for i, p := range look {
-			cmd, reply := newCmd(inspectScript, ctx, []string{p.key}, l.r.config.Name, p.at.ID.String())
+			cmd, reply := inspectScript.NewCmd(ctx, text, []string{p.key}, l.r.config.Name, p.at.ID.String())
 			looks[i] = reply
 			_ = pipe.Process(ctx, cmd) // only queues
 		}

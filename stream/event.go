@@ -86,8 +86,13 @@ func (e *Event) Validate() error {
 	text := func(name, value string, limit int) {
 		if len(value) > limit {
 			faults = append(faults, fmt.Errorf("%s has %d bytes, %d are allowed", name, len(value), limit))
-		} else if !utf8.ValidString(value) || strings.ContainsRune(value, 0) {
+		} else if strings.IndexByte(value, 0) >= 0 || !utf8.ValidString(value) {
 			faults = append(faults, fmt.Errorf("%s is not UTF-8 text without NUL", name))
+		}
+	}
+	moment := func(name string, at time.Time) {
+		if at.Before(time.Time{}) || !at.Before(timesEnd) {
+			faults = append(faults, fmt.Errorf("%s lies in the year %d, RFC 3339 ends at 9999", name, at.UTC().Year()))
 		}
 	}
 	if e.ID == "" {
@@ -117,14 +122,8 @@ func (e *Event) Validate() error {
 		}
 		text("attribute "+name, value, maxAttribute)
 	}
-	for _, t := range []struct {
-		name string
-		at   time.Time
-	}{{"time", e.Time}, {"expiry", e.Expires}} {
-		if t.at.Before(time.Time{}) || !t.at.Before(timesEnd) {
-			faults = append(faults, fmt.Errorf("%s lies in the year %d, RFC 3339 ends at 9999", t.name, t.at.UTC().Year()))
-		}
-	}
+	moment("time", e.Time)
+	moment("expiry", e.Expires)
 	if len(faults) == 0 {
 		return nil
 	}

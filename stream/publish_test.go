@@ -299,3 +299,20 @@ func TestClusterIsPublishedToAndReadFrom(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, readAll(t, rdb, topic, 300), 300)
 }
+
+func TestTimesStandInUTC(t *testing.T) {
+	t.Parallel()
+	rdb := testenv.Redis(t)
+	p := publisher(t, rdb, stream.PublisherConfig{})
+	at := time.Date(2026, 2, 3, 4, 5, 6, 789_000, time.UTC)
+	for _, topic := range []stream.Topic{{Name: "plain"}, {Name: "dedup", Dedup: time.Minute}} {
+		topic.Namespace = testenv.Namespace(t)
+		e := orderPlaced.Event("k", order{})
+		e.Time, e.Expires = at.In(time.FixedZone("east", 3600)), at
+		_, err := p.Publish(t.Context(), topic, e)
+		require.NoError(t, err)
+		fields := rdb.XRange(t.Context(), topic.StreamKey(0), "-", "+").Val()[0].Values
+		require.Equal(t, "2026-02-03T04:05:06.000789Z", fields["time"])
+		require.Equal(t, fields["time"], fields["expirytime"])
+	}
+}

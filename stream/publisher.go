@@ -134,7 +134,7 @@ func (p *Publisher) Publish(ctx context.Context, topic Topic, e Event) (Result, 
 
 // PublishBatch writes the events in pipelines, in order within each partition, and tells
 // what became of each. It is no transaction: where the error is not nil, some may have
-// been written. Only if every event is valid anything is sent. It allocates about 7 times an
+// been written. Only if every event is valid anything is sent. It allocates about 4 times an
 // event, whatever their number.
 func (p *Publisher) PublishBatch(ctx context.Context, topic Topic, events []Event) ([]Result, error) {
 	return p.publishBatch(ctx, topic, events, func(e *Event) int { return topic.Partition(e) })

@@ -5,7 +5,9 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -60,20 +62,22 @@ func (p *Publisher) send(ctx context.Context, topic Topic, events []Event, resul
 // byNode groups the indexes of results without an error by the server that writes them.
 // go-redis does that by itself, but for a WAIT that must follow on the same connection.
 func (p *Publisher) byNode(ctx context.Context, results []Result) map[redis.UniversalClient][]int {
-	nodes := map[redis.UniversalClient][]int{}
-	split := redisx.IsCluster(p.rdb) && (p.config.Replicas > 0 || p.config.Fsync)
+	all := make([]int, 0, len(results))
 	for i := range results {
-		r := &results[i]
-		if r.Err != nil {
-			continue
+		if results[i].Err == nil {
+			all = append(all, i)
 		}
-		node := p.rdb
-		if split {
-			var err error
-			if node, err = redisx.NodeFor(ctx, p.rdb, r.Stream); err != nil {
-				r.Err = publishError(r.Stream, err)
-				continue
-			}
+	}
+	if !redisx.IsCluster(p.rdb) || p.config.Replicas == 0 && !p.config.Fsync {
+		return map[redis.UniversalClient][]int{p.rdb: all}
+	}
+	nodes := map[redis.UniversalClient][]int{}
+	for _, i := range all {
+		r := &results[i]
+		node, err := redisx.NodeFor(ctx, p.rdb, r.Stream)
+		if err != nil {
+			r.Err = publishError(r.Stream, err)
+			continue
 		}
 		nodes[node] = append(nodes[node], i)
 	}
@@ -112,10 +116,11 @@ type sending struct {
 	scripts []*scriptCall // or one for some
 }
 
-// scriptCall is a call of the script for some events.
+// scriptCall is a call of the script for some events, no two of them the same.
 type scriptCall struct {
 	keys    []string
-	args    []any
+	window  time.Duration
+	events  []Event // of the whole sending
 	indexes []int
 	reply   *redis.Cmd
 }
@@ -128,47 +133,53 @@ func (s *sending) queueAdds(ctx context.Context, indexes []int) {
 	}
 }
 
-// callScripts makes a call of the script for up to 100 events of a partition at a time, no two of
-// them the same.
+// callScripts divides the events into calls, of up to 100 of a partition, no two with the same id.
 func (s *sending) callScripts(topic Topic, indexes []int) {
-	byStream := map[string][]int{}
+	byStream := map[string]*[]int{}
 	var order []string
 	for _, i := range indexes {
 		key := s.results[i].Stream
-		if byStream[key] == nil {
-			order = append(order, key)
+		list := byStream[key]
+		if list == nil {
+			list = new([]int)
+			byStream[key], order = list, append(order, key)
 		}
-		byStream[key] = append(byStream[key], i)
+		*list = append(*list, i)
 	}
-	var fields []any
-	inCall := map[string]bool{}
+	inCall := make(map[string]bool, callEvents)
 	for _, key := range order {
 		keys := []string{key, KeyDedup.Key(key, ""), KeyDedup.Key(key, "0"), KeyDedup.Key(key, "1")}
-		for rest := byStream[key]; len(rest) > 0; {
-			const perEvent = 14 // arguments, about
+		for rest := *byStream[key]; len(rest) > 0; {
 			n := 0
-			args := append(make([]any, 0, perEvent*min(len(rest)+1, callEvents)), topic.Dedup.Milliseconds(), nil)
 			clear(inCall)
 			for size := 0; n < len(rest) && n < callEvents && size < callBytes; n++ {
 				e := &s.events[rest[n]]
-				id := e.Source + "/" + e.ID
-				if inCall[id] {
+				if inCall[e.ID] {
 					break
 				}
-				inCall[id] = true
-				args = append(args, id)
+				inCall[e.ID] = true
 				size += len(e.Data)
 			}
-			args[1] = n
-			var entries redisx.Entries
-			for _, i := range rest[:n] {
-				fields = s.events[i].AppendFields(fields[:0])
-				args = entries.Append(args, fields)
-			}
-			s.scripts = append(s.scripts, &scriptCall{keys: keys, args: args, indexes: rest[:n]})
+			s.scripts = append(s.scripts, &scriptCall{keys: keys, window: topic.Dedup, events: s.events, indexes: rest[:n]})
 			rest = rest[n:]
 		}
 	}
+}
+
+// appendArgs appends what the script gets.
+func (c *scriptCall) appendArgs(args []any) []any {
+	const perEvent = 13 // about
+	args = slices.Grow(args, perEvent*(len(c.indexes)+1))
+	args = append(args, c.window.Milliseconds(), len(c.indexes))
+	for _, i := range c.indexes {
+		args = append(args, c.events[i].Source+"/"+c.events[i].ID)
+	}
+	var entries redisx.Entries
+	for _, i := range c.indexes {
+		var few [32]any
+		args = entries.Append(args, c.events[i].AppendFields(few[:0]))
+	}
+	return args
 }
 
 // complete reads the reply into the results.
@@ -194,7 +205,7 @@ func (c *scriptCall) complete(results []Result) {
 func (s *sending) exec(ctx context.Context, config PublisherConfig, indexes []int) {
 	for _, c := range s.scripts {
 		var cmd redis.Cmder
-		cmd, c.reply = dedupScript.NewCmd(ctx, c.keys, c.args...)
+		cmd, c.reply = dedupScript.NewLateCmd(ctx, false, c.keys, c.appendArgs)
 		_ = s.pipe.Process(ctx, cmd) // only queues
 	}
 	notDurable := s.run(ctx, config)
@@ -202,7 +213,7 @@ func (s *sending) exec(ctx context.Context, config PublisherConfig, indexes []in
 	for _, c := range s.scripts {
 		if redisx.IsNoScript(c.reply.Err()) {
 			var cmd redis.Cmder
-			cmd, c.reply = dedupScript.NewTextCmd(ctx, c.keys, c.args...)
+			cmd, c.reply = dedupScript.NewLateCmd(ctx, true, c.keys, c.appendArgs)
 			_ = s.pipe.Process(ctx, cmd)
 		}
 	}

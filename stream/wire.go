@@ -38,29 +38,34 @@ const (
 )
 
 // AppendFields appends the event as it stands on the wire, name after value, to the
-// arguments of an XADD. Absent fields are left out. The strings are passed by pointer,
-// which spares an allocation each: e must not change until the command was sent.
+// arguments of an XADD. Absent fields are left out. They are passed by pointer, which
+// spares an allocation each: e must not change until the command was sent.
 func (e *Event) AppendFields(args []any) []any {
 	text := func(name any, value *string) {
 		if *value != "" {
 			args = append(args, name, value)
 		}
 	}
+	moment := func(name any, value *time.Time) {
+		switch {
+		case value.IsZero():
+		case value.Location() == time.UTC:
+			args = append(args, name, value) // go-redis writes it as below
+		default:
+			args = append(args, name, value.UTC().Format(time.RFC3339Nano))
+		}
+	}
 	text(fieldID, &e.ID)
 	text(fieldType, &e.Type)
 	text(fieldSource, &e.Source)
 	text(fieldSubject, &e.Key)
-	if !e.Time.IsZero() {
-		args = append(args, fieldTime, formatTime(e.Time))
-	}
+	moment(fieldTime, &e.Time)
 	text(fieldContentType, &e.ContentType)
 	text(fieldSchema, &e.Schema)
 	text(fieldCorrelation, &e.CorrelationID)
 	text(fieldCausation, &e.CausationID)
 	text(fieldTraceParent, &e.TraceParent)
-	if !e.Expires.IsZero() {
-		args = append(args, fieldExpires, formatTime(e.Expires))
-	}
+	moment(fieldExpires, &e.Expires)
 	if !e.Sequence.IsZero() {
 		args = append(args, fieldSequence, e.Sequence.String())
 	}
@@ -69,10 +74,8 @@ func (e *Event) AppendFields(args []any) []any {
 			args = append(args, attributePrefix+name, e.Attributes[name])
 		}
 	}
-	return append(args, fieldData, e.Data)
+	return append(args, fieldData, (*string)(unsafe.Pointer(&e.Data))) // a slice begins as a string does
 }
-
-func formatTime(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
 
 // Entry is an event in a stream.
 type Entry struct {

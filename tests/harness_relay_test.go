@@ -168,24 +168,16 @@ func (c *crasher) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Proc
 
 // look reports whether the calls are a later page of a batch than its first, and whether they are its last one.
 // Each has the script, the number of keys, a stream, its position's key, the system, the batch, its tag, the position that
-// must be there, and rows: the number, that of the entry's shape, a new shape's count of fields and their names, and the values.
+// must be there, how many rows, and these.
 func (c *crasher) look(cmds []redis.Cmder) (later, last bool) {
 	rows := 0
 	first := cmds[0].Args()
 	for _, cmd := range cmds {
-		args, shapes := cmd.Args(), map[any]int{}
-		for i := 10; i < len(args); rows++ {
-			fields, known := shapes[args[i+1]]
-			if i += 2; !known {
-				var ok bool
-				if fields, ok = args[i].(int); !ok {
-					panic(fmt.Sprintf("the publish script takes other arguments than this expects: %.200q", args))
-				}
-				shapes[args[i-1]] = fields
-				i += 1 + fields
-			}
-			i += fields
+		n, ok := cmd.Args()[10].(int)
+		if !ok {
+			panic(fmt.Sprintf("the publish script takes other arguments than this expects: %.200q", cmd.Args()))
 		}
+		rows += n
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -10,12 +10,22 @@ var entriesText string
 func NewEntriesScript(text string) *Script { return NewScript(entriesText + text) }
 
 // Entries appends entries to the arguments of one call of such a script.
-type Entries struct{ shapes [][]any }
+type Entries struct {
+	shapes [][]any // names
+	last   int     // the shape of the last entry
+	run    int     // how many entries before have that shape
+	at     int     // where in the arguments this stands
+}
 
 // Append appends an entry, whose fields are names and values in turn.
 func (e *Entries) Append(args, fields []any) []any {
 	shape := e.shape(fields)
-	args = append(args, shape)
+	if e.run == 0 || shape != e.last {
+		args = append(args, shape, nil)
+		e.last, e.run, e.at = shape, 0, len(args)-1
+	}
+	e.run++
+	args[e.at] = e.run
 	if shape == len(e.shapes) {
 		names := make([]any, len(fields)/2)
 		for i := range names {

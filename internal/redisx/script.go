@@ -5,6 +5,7 @@ import (
 	"crypto/sha1" // the digest that EVALSHA wants
 	_ "embed"
 	"encoding/hex"
+	"slices"
 	"strings"
 	"time"
 
@@ -33,36 +34,52 @@ func NewScript(text string) *Script {
 
 // Run calls the script, at most once: after an ambiguous error the caller decides.
 func (s *Script) Run(ctx context.Context, rdb redis.UniversalClient, keys []string, args ...any) *redis.Cmd {
-	cmd := Do(ctx, rdb, s.args("evalsha", s.digest, keys, args)...)
+	cmd := Do(ctx, rdb, s.args(false, keys, args)...)
 	if IsNoScript(cmd.Err()) {
-		cmd = Do(ctx, rdb, s.args("eval", s.text, keys, args)...)
+		cmd = Do(ctx, rdb, s.args(true, keys, args)...)
 	}
 	return cmd
 }
 
 // Raw is Run with the reply as the server wrote it.
 func (s *Script) Raw(ctx context.Context, rdb redis.UniversalClient, keys []string, args ...any) (Reply, error) {
-	reply, err := Raw(ctx, rdb, s.args("evalsha", s.digest, keys, args)...)
+	reply, err := Raw(ctx, rdb, s.args(false, keys, args)...)
 	if IsNoScript(err) {
-		return Raw(ctx, rdb, s.args("eval", s.text, keys, args)...)
+		return Raw(ctx, rdb, s.args(true, keys, args)...)
 	}
 	return reply, err
 }
 
-// NewCmd returns the call by digest for a pipeline. Where the reply is NOSCRIPT nothing was
-// done, and the caller sends it again with NewTextCmd.
-func (s *Script) NewCmd(ctx context.Context, keys []string, args ...any) (redis.Cmder, *redis.Cmd) {
-	return NewCmd(ctx, s.args("evalsha", s.digest, keys, args)...)
+// NewCmd returns a call for a pipeline, by digest or by text. Where the reply is NOSCRIPT nothing
+// was done, and the caller sends it again by text.
+func (s *Script) NewCmd(ctx context.Context, text bool, keys []string, args ...any) (redis.Cmder, *redis.Cmd) {
+	return NewCmd(ctx, s.args(text, keys, args)...)
 }
 
-// NewTextCmd is NewCmd for a server that does not know the script.
-func (s *Script) NewTextCmd(ctx context.Context, keys []string, args ...any) (redis.Cmder, *redis.Cmd) {
-	return NewCmd(ctx, s.args("eval", s.text, keys, args)...)
+// NewLateCmd is NewCmd with arguments that are made as the pipeline is written: the server has
+// its first calls while those of the later ones are made. add appends them, the same ones each
+// time.
+func (s *Script) NewLateCmd(ctx context.Context, text bool, keys []string, add func(args []any) []any) (redis.Cmder, *redis.Cmd) {
+	head := s.args(text, keys, nil)
+	_, cmd := NewCmd(ctx, head...)
+	return late{once{cmd}, func() []any { return add(slices.Clip(head)) }}, cmd
 }
 
-func (s *Script) args(command, script string, keys []string, args []any) []any {
+// late is a command that holds its keys, by which it finds its way, and not its other arguments.
+type late struct {
+	once
+	args func() []any
+}
+
+func (l late) Args() []any { return l.args() }
+
+func (s *Script) args(text bool, keys []string, args []any) []any {
 	all := make([]any, 0, 3+len(keys)+len(args))
-	all = append(all, command, script, len(keys))
+	if text {
+		all = append(all, "eval", s.text, len(keys))
+	} else {
+		all = append(all, "evalsha", s.digest, len(keys))
+	}
 	for _, key := range keys {
 		all = append(all, key)
 	}

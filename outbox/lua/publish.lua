@@ -5,7 +5,7 @@
 -- KEYS  1 the stream  2 its relay hash: system, batch, row, tag
 -- ARGV  1 system: the database that the rows come from  2 batch  3 the batch's tag
 --       4 and 5 batch and row of the last row that the relay knows to be in the stream, 0 0 for none
---       then for each row: its number, and its entry
+--       6 how many rows  their numbers, and their entries
 -- Reply 1 ok
 --         gap      the stream ends before that row: Redis lost its tail; nothing was added
 --         unknown  it should hold rows, and knows of none: it is gone, or this is another Redis
@@ -34,11 +34,12 @@ if (hb ~= prev_batch or hr ~= prev_row) and (held_batch ~= batch or at[4] ~= tag
 end
 
 local skip = held_batch == batch and hr or -1
-local next, refused = 6, nil
-while next <= #ARGV do
-  local row = ARGV[next]
+local rows, refused = tonumber(ARGV[6]), nil
+local next = 7 + rows
+for n = 1, rows do
+  local row = ARGV[6 + n]
   local fields, count
-  fields, count, next = entry(next + 1)
+  fields, count, next = entry(next)
   if tonumber(row) > skip then
     local reply = redis.pcall('XADD', stream, '*', unpack(fields, 1, count))
     if reply.err then

@@ -13,7 +13,7 @@ import (
 type BatcherConfig struct {
 	// MaxEvents is how many events one pipeline carries at the most. Default 256.
 	MaxEvents int
-	// Linger is how long an event waits at the most for others to come along, while three
+	// Linger is how long an event waits at the most for others to come along, while four
 	// pipelines before it are under way; otherwise it goes at once. Default and most:
 	// 1 millisecond.
 	Linger time.Duration
@@ -32,12 +32,15 @@ type Batcher struct {
 }
 
 // turns is how many flights are under way before the next one lingers: the server has one to do
-// while another is on its way, and the passengers of a third board anew.
-const turns = 3
+// while others are on their way, and the passengers of one board anew.
+const turns = 4
+
+// passengers is memory of flights that have landed.
+var passengers = sync.Pool{New: func() any { return new([]Event) }}
 
 // flight is a pipeline that gathers events, and then carries them.
 type flight struct {
-	events  []Event
+	events  *[]Event
 	results []Result
 	full    chan struct{} // closed when no more fit
 	landed  chan struct{} // closed when the results are there
@@ -78,7 +81,7 @@ func (b *Batcher) Publish(ctx context.Context, topic Topic, e Event) (Result, er
 	if err := e.Validate(); err != nil {
 		return Result{}, err
 	}
-	f, seat, first := b.board(topic, e)
+	f, seat, first := b.board(topic, &e)
 	if first {
 		b.fly(context.WithoutCancel(ctx), topic, f)
 	}
@@ -91,17 +94,16 @@ func (b *Batcher) Publish(ctx context.Context, topic Topic, e Event) (Result, er
 }
 
 // board puts the event on the flight that gathers; the first on board flies it.
-func (b *Batcher) board(topic Topic, e Event) (f *flight, seat int, first bool) {
+func (b *Batcher) board(topic Topic, e *Event) (f *flight, seat int, first bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	f = b.boarding[topic]
 	if first = f == nil; first {
-		f = &flight{full: make(chan struct{}), landed: make(chan struct{})}
+		f = &flight{events: passengers.Get().(*[]Event), full: make(chan struct{}), landed: make(chan struct{})}
 		b.boarding[topic] = f
 	}
-	seat = len(f.events)
-	f.events = append(f.events, e)
-	if len(f.events) == b.config.MaxEvents {
+	seat = len(*f.events)
+	if *f.events = append(*f.events, *e); seat+1 == b.config.MaxEvents {
 		delete(b.boarding, topic)
 		close(f.full)
 	}
@@ -124,9 +126,13 @@ func (b *Batcher) fly(ctx context.Context, topic Topic, f *flight) {
 		delete(b.boarding, topic)
 	}
 	b.mu.Unlock()
-	f.results = make([]Result, len(f.events))
-	for i := range f.events {
-		f.results[i].Stream = topic.StreamKey(topic.Partition(&f.events[i]))
+	events := *f.events
+	f.results = make([]Result, len(events))
+	for i := range events {
+		f.results[i].Stream = topic.StreamKey(topic.Partition(&events[i]))
 	}
-	b.publisher.send(ctx, topic, f.events, f.results)
+	b.publisher.send(ctx, topic, events, f.results)
+	clear(events)
+	*f.events = events[:0]
+	passengers.Put(f.events)
 }

@@ -208,6 +208,17 @@ func TestFullPartitionsAreRefused(t *testing.T) {
 	require.True(t, redisx.IsWrongType(err))
 }
 
+func TestNobodyWaitsForReplicasOfWhatWasRefused(t *testing.T) {
+	t.Parallel()
+	rdb, topic := testenv.RedisClient(t, testenv.PrivateRedis(t, servers.RedisConfig{}).URL()), topicOf(t, 1)
+	_, err := publisher(t, rdb, stream.PublisherConfig{}).Publish(t.Context(), topic, orderPlaced.Event("k", order{}))
+	require.NoError(t, err)
+	p := publisher(t, rdb, stream.PublisherConfig{MaxLen: 1, Reject: true, Replicas: 1})
+	_, err = p.Publish(t.Context(), topic, orderPlaced.Event("k", order{}))
+	require.ErrorIs(t, err, stream.ErrBackpressure)
+	require.NotContains(t, rdb.Info(t.Context(), "commandstats").Val(), "cmdstat_wait:")
+}
+
 func TestReplicasAndDisksConfirmOrTheOutcomeSaysSo(t *testing.T) {
 	t.Parallel()
 	primary := testenv.PrivateRedis(t, servers.RedisConfig{AppendOnly: true})

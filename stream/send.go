@@ -68,6 +68,9 @@ func (p *Publisher) byNode(ctx context.Context, results []Result) map[redis.Univ
 			all = append(all, i)
 		}
 	}
+	if len(all) == 0 {
+		return nil
+	}
 	if !redisx.IsCluster(p.rdb) || p.config.Replicas == 0 && !p.config.Fsync {
 		return map[redis.UniversalClient][]int{p.rdb: all}
 	}

@@ -2,10 +2,13 @@ package outbox
 
 import (
 	"testing"
+	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
 
+	"github.com/streamkeel/streamkeel/internal/servers"
 	"github.com/streamkeel/streamkeel/internal/testenv"
 	"github.com/streamkeel/streamkeel/stream"
 )
@@ -41,6 +44,36 @@ func TestKeyIsParkedOnlyByARowThatWentAside(t *testing.T) {
 	s.dropPending()
 	require.Equal(t, map[parkedKey]stream.Position{{key: "before"}: {Batch: 1, Row: 1}}, s.aside.parked)
 	require.Empty(t, s.aside.pending)
+}
+
+// A server with no room for temporary files sorts what the relay's memory holds; what is larger waits until there is room.
+func TestLargeBatchIsSortedInTheRelaysMemoryAndWaitsForRoomBeyondIt(t *testing.T) {
+	t.Parallel()
+	server := testenv.PrivatePostgres(t, servers.PostgresConfig{Settings: map[string]string{"work_mem": "64kB", "temp_file_limit": "0"}})
+	testenv.Migrate(t, server.URL())
+	w := worldOn(t, testenv.Pool(t, server.URL()), testenv.Redis(t), 1)
+	large := func(n int) {
+		batch := make([]stream.Event, n)
+		for i := range batch {
+			batch[i] = event("k", uuid.NewString())
+			batch[i].Data = make([]byte, 1<<10)
+		}
+		w.publish(batch...)
+	}
+	seen := &recorder{}
+	start(t, w.relay(func(c *RelayConfig) { c.Observer = seen }))
+	large(5000)
+	require.Eventually(t, func() bool { return w.length() == 5000 }, patience, 10*time.Millisecond)
+	require.Empty(t, seen.of(Waiting))
+	large(20_000)
+	seen.eventually(t, Waiting)
+	require.ErrorContains(t, seen.of(Waiting)[0].Err, "temp_file_limit")
+	require.EqualValues(t, 5000, w.length())
+	for _, sql := range []string{`ALTER SYSTEM SET temp_file_limit = -1`, `SELECT pg_reload_conf()`} {
+		_, err := w.pool.Exec(t.Context(), sql)
+		require.NoError(t, err)
+	}
+	require.Eventually(t, func() bool { return w.length() == 25_000 }, patience, 10*time.Millisecond)
 }
 
 func TestSettingsForALargeBatchEndWithItAndLowerNothing(t *testing.T) {

@@ -53,7 +53,13 @@ func TestRepeatedPublishWithinTheWindowChangesNothing(t *testing.T) {
 	one, err = p.Publish(t.Context(), topic, other)
 	require.NoError(t, err)
 	require.False(t, one.Duplicate, "events are the same if source and id are")
-	readAll(t, rdb, topic, len(events)+1)
+	for source, id := range map[string]string{"a": "b/c", "a/b": "c"} {
+		other.Source, other.ID = source, id
+		one, err = p.Publish(t.Context(), topic, other)
+		require.NoError(t, err)
+		require.False(t, one.Duplicate, "%s %s", source, id)
+	}
+	readAll(t, rdb, topic, len(events)+3)
 }
 
 // Events of one call say the names of their fields once, if they have the same ones.

@@ -175,7 +175,7 @@ func (c *scriptCall) appendArgs(args []any) []any {
 	args = slices.Grow(args, perEvent*(len(c.indexes)+1))
 	args = append(args, c.window.Milliseconds(), len(c.indexes))
 	for _, i := range c.indexes {
-		args = append(args, c.events[i].Source+"/"+c.events[i].ID)
+		args = append(args, c.events[i].Source+"\x00"+c.events[i].ID) // neither has a NUL
 	}
 	var entries redisx.Entries
 	for _, i := range c.indexes {

@@ -38,7 +38,7 @@ const (
 )
 
 // AppendFields appends the event as it stands on the wire, name after value, to the
-// arguments of an XADD. Absent fields are left out. They are passed by pointer, which
+// arguments of an XADD. Absent fields are left out. Most are passed by pointer, which
 // spares an allocation each: e must not change until the command was sent.
 func (e *Event) AppendFields(args []any) []any {
 	text := func(name any, value *string) {

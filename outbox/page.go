@@ -21,7 +21,7 @@ import (
 // What a page holds at the most. A shard has three in hand: one that is read, one whose calls are made, and one that is on its way.
 const (
 	pageRows  = 500
-	pageBytes = 4 << 20
+	pageBytes = 2 << 20
 )
 
 // row is an outbox row. Its event shares memory with its page.
@@ -222,7 +222,7 @@ func (p *page) add(values [][]byte) {
 		size += len(v)
 	}
 	if cap(p.arena)-len(p.arena) < size { // rows that are there keep the old memory; no more than the page can use is made
-		p.arena = make([]byte, 0, max(64<<10, size, min(2*cap(p.arena), pageBytes-p.bytes+size)))
+		p.arena = make([]byte, 0, max(64<<10, size, min(2*cap(p.arena), pageBytes-p.bytes+64<<10)))
 	}
 	column := func(i int) []byte {
 		start := len(p.arena)

@@ -33,8 +33,7 @@ type call struct {
 	size   int
 	cmd    *redis.Cmd
 
-	shapes  redisx.Entries
-	entries []any
+	entries redisx.Entries
 	fields  []any // of the last row
 
 	undone error // why the rows are not on as many servers and disks as they should be
@@ -42,7 +41,7 @@ type call struct {
 
 // newCall begins a call that follows what was called for the target before.
 func newCall(system string, b *batch, t *target) *call {
-	c := &call{target: t, prev: later(t.known, t.sent), entries: make([]any, 0, callRows/4*12)}
+	c := &call{target: t, prev: later(t.known, t.sent)}
 	t.open = c
 	c.head = []any{system, b.number, b.tag, c.prev.Batch, c.prev.Row}
 	return c
@@ -53,7 +52,7 @@ func (c *call) full() bool { return len(c.ids) >= callRows || c.size >= callByte
 // add adds a row. Its page must not be freed before the call was sent.
 func (c *call) add(w *row) {
 	c.fields = w.event.AppendFields(c.fields[:0])
-	c.entries = c.shapes.Append(c.entries, c.fields)
+	c.entries.Add(c.fields)
 	c.ids = append(c.ids, w.id)
 	c.last, c.target.sent = w.event.Sequence, w.event.Sequence
 	c.size += len(w.event.Data) + 256
@@ -61,12 +60,12 @@ func (c *call) add(w *row) {
 
 // appendArgs appends what the script gets.
 func (c *call) appendArgs(args []any) []any {
-	args = slices.Grow(args, len(c.head)+1+len(c.ids)+len(c.entries))
+	args = slices.Grow(args, len(c.head)+1+8*len(c.ids)) // about
 	args = append(append(args, c.head...), len(c.ids))
 	for i := range c.ids {
 		args = append(args, &c.ids[i])
 	}
-	return append(args, c.entries...)
+	return c.entries.AppendTo(args)
 }
 
 // exec sends the calls, in one pipeline to each server. Every call has its own reply or error; the error is that of a

@@ -171,7 +171,7 @@ func (s *sending) callScripts(topic Topic, indexes []int) {
 
 // appendArgs appends what the script gets.
 func (c *scriptCall) appendArgs(args []any) []any {
-	const perEvent = 13 // about
+	const perEvent = 8 // about
 	args = slices.Grow(args, perEvent*(len(c.indexes)+1))
 	args = append(args, c.window.Milliseconds(), len(c.indexes))
 	for _, i := range c.indexes {
@@ -180,9 +180,9 @@ func (c *scriptCall) appendArgs(args []any) []any {
 	var entries redisx.Entries
 	for _, i := range c.indexes {
 		var few [32]any
-		args = entries.Append(args, c.events[i].AppendFields(few[:0]))
+		entries.Add(c.events[i].AppendFields(few[:0]))
 	}
-	return args
+	return entries.AppendTo(args)
 }
 
 // complete reads the reply into the results.

@@ -1,58 +1,121 @@
 package redisx
 
-import _ "embed"
+import (
+	"bytes"
+	_ "embed"
+	"slices"
+)
 
 //go:embed entries.lua
 var entriesText string
 
 // NewEntriesScript returns a script that adds new entries, which a full server refuses: a text
-// that stands behind entries.lua, and gets entries as Entries appends them.
+// that stands behind entries.lua, and gets entries as Entries says them.
 func NewEntriesScript(text string) *Script { return NewScript(entriesText + text) }
 
-// Entries appends entries to the arguments of one call of such a script.
+// Entries are the entries of one call of such a script. What those of one shape have in common
+// is said once.
 type Entries struct {
-	shapes [][]any // names
-	last   int     // the shape of the last entry
-	run    int     // how many entries before have that shape
-	at     int     // where in the arguments this stands
+	shapes []shape
+	each   []int // the shape of each
+	fields []any // of all
 }
 
-// Append appends an entry, whose fields are names and values in turn.
-func (e *Entries) Append(args, fields []any) []any {
-	shape := e.shape(fields)
-	if e.run == 0 || shape != e.last {
-		args = append(args, shape, nil)
-		e.last, e.run, e.at = shape, 0, len(args)-1
+// shape is what entries with the same names have in common.
+type shape struct {
+	fields []any  // of the first
+	common []byte // '1' for each value that all have, '0' for the others
+}
+
+// Longer values are payloads: it takes time to compare them, and few are the same.
+const maxCommon = 200
+
+// Add adds an entry, whose fields are names and values in turn. What pointers among the values
+// point to must not change any more.
+func (e *Entries) Add(fields []any) {
+	e.fields = append(e.fields, fields...)
+	number := slices.IndexFunc(e.shapes, func(s shape) bool { return s.fits(fields) })
+	if number < 0 {
+		number = len(e.shapes)
+		e.shapes = append(e.shapes, shape{e.fields[len(e.fields)-len(fields):], bytes.Repeat([]byte{'1'}, len(fields)/2)})
+	} else {
+		e.shapes[number].narrow(fields)
 	}
-	e.run++
-	args[e.at] = e.run
-	if shape == len(e.shapes) {
-		names := make([]any, len(fields)/2)
-		for i := range names {
-			names[i] = fields[2*i]
+	e.each = append(e.each, number)
+}
+
+// fits reports whether the fields have the shape's names.
+func (s *shape) fits(fields []any) bool {
+	if len(s.fields) != len(fields) {
+		return false
+	}
+	for k := 0; k < len(fields); k += 2 {
+		if s.fields[k] != fields[k] {
+			return false
 		}
-		e.shapes = append(e.shapes, names)
-		args = append(append(args, len(names)), names...)
 	}
-	for i := 1; i < len(fields); i += 2 {
-		args = append(args, fields[i])
+	return true
+}
+
+// narrow leaves in common what the fields have too.
+func (s *shape) narrow(fields []any) {
+	for k, c := range s.common {
+		if c == '1' && !same(s.fields[2*k+1], fields[2*k+1]) {
+			s.common[k] = '0'
+		}
+	}
+}
+
+// same reports whether two values are short texts, and the same.
+func same(a, b any) bool {
+	switch a := a.(type) {
+	case string:
+		b, ok := b.(string)
+		return ok && len(a) <= maxCommon && a == b
+	case *string:
+		b, ok := b.(*string)
+		return ok && len(*a) <= maxCommon && *a == *b
+	}
+	return false
+}
+
+// AppendTo appends the entries to the arguments of the call, as entries.lua reads them.
+func (e *Entries) AppendTo(args []any) []any {
+	said, rest := 0, e.fields
+	for i := 0; i < len(e.each); {
+		number, run := e.each[i], 0
+		for i < len(e.each) && e.each[i] == number {
+			i++
+			run++
+		}
+		args = append(args, number, run)
+		s := &e.shapes[number]
+		if number == said {
+			said++
+			args = s.appendTo(args)
+		}
+		for ; run > 0; run-- {
+			args = s.appendValues(args, rest, '0')
+			rest = rest[len(s.fields):]
+		}
 	}
 	return args
 }
 
-// shape returns the index of the shape that the fields have, or the next one.
-func (e *Entries) shape(fields []any) int {
-next:
-	for i, names := range e.shapes {
-		if len(names) != len(fields)/2 {
-			continue
-		}
-		for k, name := range names {
-			if name != fields[2*k] {
-				continue next
-			}
-		}
-		return i
+func (s *shape) appendTo(args []any) []any {
+	args = append(args, len(s.common))
+	for k := range s.common {
+		args = append(args, s.fields[2*k])
 	}
-	return len(e.shapes)
+	return s.appendValues(append(args, s.common), s.fields, '1')
+}
+
+// appendValues appends those values that all have in common, or those they have not.
+func (s *shape) appendValues(args, fields []any, which byte) []any {
+	for k, c := range s.common {
+		if c == which {
+			args = append(args, fields[2*k+1])
+		}
+	}
+	return args
 }

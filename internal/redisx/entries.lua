@@ -2,11 +2,11 @@
 -- What the scripts that add new entries share; NewEntriesScript puts this text before theirs.
 -- No allow-oom: where memory is full the caller keeps the events.
 
--- entry reads one entry of ARGV, as Entries appends it: before the first of some that have the same
--- fields the number of their shape, how many they are and, where the shape is new, how many
--- names it has, and these; then its values. So no Lua strings are made of the names for every entry.
--- It returns names and values, how many both are, and where the next argument is. The table
--- is the next entry's too.
+-- entry reads one entry of ARGV, as Entries appends it: before the first of some of one shape, which have the same
+-- names, the number of the shape and how many they are; where the shape is new, how many names it has, these, for each
+-- name a 1 if all its entries have the same value, else a 0, and those values; then its other values. So no Lua strings
+-- are made for every entry of what all have in common.
+-- It returns names and values, how many both are, and where the next argument is. The table is the next entry's too.
 local argv, shapes, shape, left = ARGV, {}, nil, 0
 local function entry(i)
   local args = argv
@@ -15,19 +15,26 @@ local function entry(i)
     shape, left, i = shapes[number], tonumber(args[i + 1]), i + 2
     if not shape then
       local count = tonumber(args[i])
-      shape = { n = 2 * count }
+      local common, fields, others = args[i + count + 1], {}, {}
+      local value = i + count + 2
       for k = 1, count do
-        shape[2 * k - 1] = args[i + k]
+        fields[2 * k - 1] = args[i + k]
+        if string.sub(common, k, k) == '1' then
+          fields[2 * k] = args[value]
+          value = value + 1
+        else
+          others[#others + 1] = 2 * k
+        end
       end
-      shapes[number] = shape
-      i = i + 1 + count
+      shape = { fields = fields, n = 2 * count, others = others }
+      shapes[number], i = shape, value
     end
   end
   left = left - 1
-  local fields, n = shape, shape.n
-  for k = 2, n, 2 do
-    fields[k] = args[i]
+  local fields, others = shape.fields, shape.others
+  for k = 1, #others do
+    fields[others[k]] = args[i]
     i = i + 1
   end
-  return fields, n, i
+  return fields, shape.n, i
 end

@@ -26,8 +26,8 @@ type RelayConfig struct {
 	LeaseTTL time.Duration
 	// PollMin and PollMax bound how long the relay waits before it looks for rows again: PollMin while there
 	// are some, rising to PollMax when there are none, and where more than 4,000 a second come, so that they share
-	// batches. Defaults 2 and 50 milliseconds. Every PollMin at most one batch of a shard is frozen. Lower publishes sooner, and
-	// costs Postgres a query each time.
+	// batches. Defaults 2 and 50 milliseconds. Lower publishes sooner, and costs Postgres a query each time. A relay that is
+	// woken (see Wake and ListenURL) looks at once, but lets more than 4,000 a second come together all the same.
 	PollMin, PollMax time.Duration
 	// ListenURL is the address of the database for a connection of its own on which the relay hears of rows from a [Notifier]
 	// of another process, without waiting for its next poll. It must not go through a pooler in transaction mode. Default: none.

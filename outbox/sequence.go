@@ -16,7 +16,7 @@ import (
 func (r *Relay) sequence(ctx context.Context) {
 	var idle []*shard
 	wait := r.config.PollMin
-	var last time.Time
+	var last, woken time.Time
 	var pace time.Duration // for how long rows come together
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
@@ -27,26 +27,29 @@ func (r *Relay) sequence(ctx context.Context) {
 		case s := <-r.ready:
 			idle = append(idle, s)
 			wait = r.config.PollMin
+			if woken.After(s.lookedInto) { // perhaps for rows of its
+				wait = 0
+			}
 		case <-r.awake:
+			woken = time.Now()
 			wait = 0
 		case <-timer.C:
 		}
 		// What comes in quick succession shares a batch.
-		if pause := max(r.config.PollMin, pace) - time.Since(last); pause > 0 {
+		if pause := max(wait, pace) - time.Since(last); pause > 0 {
 			timer.Reset(pause)
-			continue
-		}
-		if wait > 0 && time.Since(last) < wait {
-			timer.Reset(wait - time.Since(last))
 			continue
 		}
 		idle = slices.DeleteFunc(idle, (*shard).stopping)
 		last = time.Now()
+		for _, s := range idle {
+			s.lookedInto = last
+		}
 		n, err := r.freezeReady(ctx, &idle)
 		switch {
 		case err != nil:
 			r.failed(ctx, "looking for rows failed", -1, err)
-			wait = min(max(wait*2, r.config.PollMax), time.Second)
+			wait, pace = min(max(wait*2, r.config.PollMax), time.Second), r.config.PollMin
 		case n > 0:
 			wait, pace = r.config.PollMin, gather(r.recent.Swap(0), r.config.PollMax)
 		default:

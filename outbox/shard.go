@@ -40,6 +40,7 @@ type shard struct {
 	size    lossSize // of the loss because of which it stands still
 
 	publishedAt time.Time // when the last batch was wholly in Redis
+	lookedInto  time.Time // when sequence last looked for rows
 	lookedAt    time.Time // when sequence last looked for refused rows that are wanted again
 }
 

@@ -16,14 +16,17 @@ import (
 )
 
 // asleep is a relay that looks for rows once an hour.
-func asleep(c *RelayConfig) { c.PollMin, c.PollMax = time.Millisecond, time.Hour }
+func asleep(c *RelayConfig) { c.PollMin, c.PollMax = time.Hour, time.Hour }
 
 // dozing waits until the relay has looked, and has nothing to do for an hour.
 func (w *world) dozing() {
 	w.t.Helper()
 	first := len(w.ids())
 	w.publish(event("k", "first"))
-	w.eventually(first + 1)
+	require.Eventually(w.t, func() bool {
+		Wake() // it may have begun after the commit
+		return len(w.ids()) > first
+	}, patience, 10*time.Millisecond)
 	eventuallyIdle(w.t, w)
 }
 
@@ -34,6 +37,19 @@ func TestInTxWakesTheRelaysOfThisProcess(t *testing.T) {
 	for i := range 20 {
 		w.publish(event("k", "e"))
 		w.eventually(2 + i)
+	}
+}
+
+// A commit that comes while its shard is busy is looked for when that is done.
+func TestWakingIsNotLostOnABusyShard(t *testing.T) {
+	w := newWorld(t, 1)
+	start(t, w.relay(asleep))
+	w.dozing()
+	for round := range 5 {
+		for range 20 {
+			w.publish(event("k", "e"))
+		}
+		w.eventually(1 + 20*(round+1))
 	}
 }
 

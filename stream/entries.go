@@ -53,6 +53,9 @@ func (r *Reader) setEnds(ctx context.Context) error {
 	if r.config.Follow {
 		return nil
 	}
+	for _, t := range r.tracks {
+		t.count = 1
+	}
 	pages, err := r.pages(ctx, r.tracks)
 	if err != nil {
 		return err
@@ -138,8 +141,8 @@ func (r *Reader) readMerged(ctx context.Context, yield func(Entry, error) bool) 
 	for i, t := range r.tracks {
 		p := &pages[i]
 		t.begin(p)
-		if n := len(p.entries); n == r.config.Count || p.stored && n > 0 {
-			limit(p.entries[n-1].ID.Next())
+		if p.full {
+			limit(p.entries[len(p.entries)-1].ID.Next())
 		} else if r.config.Follow {
 			limit(ID{Ms: uint64(max(p.now, 0))})
 		}

@@ -1,6 +1,7 @@
 package stream_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -94,6 +95,46 @@ func TestReplayEndsWithWhatWasThere(t *testing.T) {
 	more, err = l.collect(r, 0)
 	require.NoError(t, err)
 	require.Empty(t, more)
+}
+
+// Where entries are large a read takes fewer of them; merged they come in order all the same.
+func TestReadsAreBoundedInBytes(t *testing.T) {
+	t.Parallel()
+	l := newLog(t, 2)
+	p := publisher(t, l.rdb, stream.PublisherConfig{})
+	large, small := bytes.Repeat([]byte("x"), 200_000), []byte("x")
+	publish := func(partition int, data []byte) {
+		_, err := p.PublishTo(t.Context(), l.topic, partition, []stream.Event{stream.NewEvent("x", "k", "text/plain", data)})
+		require.NoError(t, err)
+	}
+	for range 120 {
+		publish(0, large)
+		publish(1, small)
+	}
+	for range 600 {
+		publish(0, small)
+	}
+
+	r := l.reader(stream.ReaderConfig{Partitions: []int{0}})
+	var reads []int
+	for left := 720; left > 0; {
+		entries, err := r.Read(t.Context())
+		require.NoError(t, err)
+		reads = append(reads, len(entries))
+		left -= len(entries)
+	}
+	require.Equal(t, []int{16, 20, 20, 20, 20, 20}, reads[:6], "4 MiB, once their size is known")
+	require.Equal(t, 256, slices.Max(reads))
+
+	var last stream.ID
+	n := 0
+	for entry, err := range l.reader(stream.ReaderConfig{ByTime: true}).Entries(t.Context()) {
+		require.NoError(t, err)
+		require.GreaterOrEqual(t, entry.ID.Compare(last), 0)
+		last = entry.ID
+		n++
+	}
+	require.Equal(t, 840, n)
 }
 
 func TestReplayFollowsWithoutGapOrRepeatAtTheSeam(t *testing.T) {

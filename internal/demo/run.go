@@ -71,6 +71,7 @@ func (d *Demo) setUp(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("demo: %w", err)
 	}
+	opts.ReadTimeout = 30 * time.Second // the run keeps its machine busy
 	d.rdb = redis.NewClient(opts)
 	if d.pool, err = openPool(ctx, d.site.postgresURL, 16); err != nil {
 		return err

@@ -37,7 +37,8 @@ type Relay struct {
 	id     string
 	log    *quiet.Log
 
-	restAfter time.Duration // restAfter, but for tests
+	restAfter   time.Duration // restAfter, but for tests
+	lookedAhead time.Time     // when sequence last looked into the row partitions of the days to come
 
 	system  string // the database cluster and database that the rows come from; set by check
 	topics  *topics

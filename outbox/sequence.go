@@ -77,7 +77,11 @@ const restAfter = time.Minute
 // statistics begin anew.
 const startedSQL = `greatest(pg_postmaster_start_time(), pg_stat_get_bgwriter_stat_reset_time())`
 
-const probeSQL = `SELECT pg_current_snapshot()::text, {schema}.relay_probe($1::smallint[], $2::text[]), ` + startedSQL
+const probeSQL = `SELECT pg_current_snapshot()::text, {schema}.relay_probe($1::smallint[], $2::text[], $3), ` + startedSQL
+
+// aheadEvery is how often the relay looks for rows in the row partitions of the days to come too: a clock that was set
+// back is how they get there.
+const aheadEvery = time.Second
 
 // freezeReady does one round: the idle shards that have rows get a batch to publish and leave the list.
 func (r *Relay) freezeReady(ctx context.Context, idle *[]*shard) (int, error) {
@@ -89,14 +93,17 @@ func (r *Relay) freezeReady(ctx context.Context, idle *[]*shard) (int, error) {
 	if n, err := r.retryReady(ctx, idle); n > 0 || err != nil {
 		return n, err
 	}
+	ahead := time.Since(r.lookedAhead) > aheadEvery
 	bases := make([]string, len(*idle))
 	for i, s := range *idle {
-		bases[i] = s.base.text
+		if bases[i] = s.near.text; ahead {
+			bases[i] = s.base.text
+		}
 	}
 	var at string
 	var found []int16
 	var server time.Time
-	if err := r.db.QueryRow(ctx, probeSQL, numbersOf(*idle), bases).Scan(&at, &found, &server); err != nil {
+	if err := r.db.QueryRow(ctx, probeSQL, numbersOf(*idle), bases, ahead).Scan(&at, &found, &server); err != nil {
 		return 0, fmt.Errorf("probe: %w", err)
 	}
 	present, err := parseSnapshot(at)
@@ -120,9 +127,14 @@ func (r *Relay) freezeReady(ctx context.Context, idle *[]*shard) (int, error) {
 		case len(s.touched) > 0 && time.Since(s.publishedAt) > r.restAfter:
 			s.since = completeEvery
 			batches = append(batches, s.next())
-		default:
-			s.base = present // nothing lies between
+		default: // nothing lies between
+			if s.near = present; ahead {
+				s.base = present
+			}
 		}
+	}
+	if ahead {
+		r.lookedAhead = time.Now()
 	}
 	if len(batches) == 0 {
 		return 0, nil

@@ -30,6 +30,7 @@ type shard struct {
 	server  time.Time          // when the server started whose log was read: what is known holds for no other
 	last    batch              // the last batch that was frozen
 	base    snapshot           // no rows lie between last's end and this
+	near    snapshot           // nor between base and this, but perhaps in row partitions of the days to come
 	since   int                // batches since one that holds all positions
 	above   int64              // the next batch has this number at least
 	targets map[string]*target // by name
@@ -153,7 +154,7 @@ func (s *shard) takeOver(ctx context.Context) error {
 		s.addTarget(name).known = known
 	}
 	s.since = completeEvery // the next batch's row holds all positions
-	s.last, s.base, s.touched = c.last, c.last.to, nil
+	s.last, s.base, s.near, s.touched = c.last, c.last.to, c.last.to, nil
 	if c.last.number == 0 {
 		return nil // the shard's log only begins
 	}
@@ -171,7 +172,7 @@ func (s *shard) accept(ctx context.Context, b batch) error {
 	}
 	s.touched = s.touched[:0]
 	s.forgetAside()
-	s.last, s.base = b, b.to
+	s.last, s.base, s.near = b, b.to, b.to
 	if s.since++; b.complete {
 		s.since = 0
 	}

@@ -143,6 +143,9 @@ WHERE b.shard = $1::smallint AND b.batch > $2::bigint AND b.batch <= $3::bigint 
 
 	keptSQL = `SELECT coalesce(min(batch), 0) FROM {schema}.relay_batch WHERE shard = $1::smallint`
 
+	presentSQL = `
+SELECT batch FROM {schema}.relay_batch WHERE shard = $1::smallint AND batch = ANY ($2::bigint[]) ORDER BY batch`
+
 	ageSQL = `
 SELECT (extract(epoch FROM clock_timestamp() - frozen_at) * 1000000)::bigint FROM {schema}.relay_batch
 WHERE shard = $1::smallint AND batch = $2::bigint`
@@ -184,6 +187,13 @@ func (s *shard) findBatches(ctx context.Context, b *batch, lost *loss) error {
 	all := len(lost.batches)
 	lost.batches = slices.DeleteFunc(lost.batches, func(n int64) bool { return n < kept })
 	lost.missing = len(lost.batches) < all
+	// A resync takes over positions in batches that only the streams had: those were never of this database.
+	if rows, err = s.relay.db.Query(ctx, presentSQL, s.number, lost.batches); err == nil {
+		lost.batches, err = pgx.CollectRows(rows, pgx.RowTo[int64])
+	}
+	if err != nil {
+		return fmt.Errorf("read the log: %w", err)
+	}
 	if len(lost.batches) == 0 {
 		return nil
 	}

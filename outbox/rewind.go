@@ -141,10 +141,11 @@ const (
 SELECT DISTINCT p.key, p.value FROM {schema}.relay_batch b, jsonb_each_text(b.prev) p
 WHERE b.shard = $1::smallint AND b.batch > $2::bigint AND b.batch <= $3::bigint AND p.key = ANY ($4::text[])`
 
-	keptSQL = `SELECT coalesce(min(batch), 0) FROM {schema}.relay_batch WHERE shard = $1::smallint`
-
-	presentSQL = `
-SELECT batch FROM {schema}.relay_batch WHERE shard = $1::smallint AND batch = ANY ($2::bigint[]) ORDER BY batch`
+	// In place of a batch that is not in the log stands the one before it, if there is one.
+	keptSQL = `
+SELECT DISTINCT b.batch FROM unnest($2::bigint[]) AS n(number)
+CROSS JOIN LATERAL (SELECT batch FROM {schema}.relay_batch WHERE shard = $1::smallint AND batch <= n.number ORDER BY batch DESC LIMIT 1) b
+ORDER BY 1`
 
 	ageSQL = `
 SELECT (extract(epoch FROM clock_timestamp() - frozen_at) * 1000000)::bigint FROM {schema}.relay_batch
@@ -164,36 +165,30 @@ func (s *shard) findBatches(ctx context.Context, b *batch, lost *loss) error {
 	if err != nil {
 		return fmt.Errorf("read the log: %w", err)
 	}
-	numbers := map[int64]bool{}
+	var numbers []int64
 	var name, text string
 	_, err = pgx.ForEachRow(rows, []any{&name, &text}, func() error {
 		p, err := stream.ParsePosition(text)
 		if err == nil && p.Compare(lost.from[s.targets[name]]) > 0 {
-			numbers[p.Batch] = true
+			numbers = append(numbers, p.Batch)
 		}
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("read the log: %w", err)
 	}
-	for number := range numbers {
-		lost.batches = append(lost.batches, number)
-	}
-	slices.Sort(lost.batches)
-	var kept int64
-	if err := s.relay.db.QueryRow(ctx, keptSQL, s.number).Scan(&kept); err != nil {
-		return fmt.Errorf("read the log: %w", err)
-	}
-	all := len(lost.batches)
-	lost.batches = slices.DeleteFunc(lost.batches, func(n int64) bool { return n < kept })
-	lost.missing = len(lost.batches) < all
-	// A resync takes over positions in batches that only the streams had: those were never of this database.
-	if rows, err = s.relay.db.Query(ctx, presentSQL, s.number, lost.batches); err == nil {
+	// A position that a resync took over is of a batch that this database never had. The one in hand at that time may have
+	// rows that the stream already had: the log tells of the resync's position instead of that batch's.
+	if rows, err = s.relay.db.Query(ctx, keptSQL, s.number, numbers); err == nil {
 		lost.batches, err = pgx.CollectRows(rows, pgx.RowTo[int64])
 	}
 	if err != nil {
 		return fmt.Errorf("read the log: %w", err)
 	}
+	lost.missing = slices.ContainsFunc(numbers, func(n int64) bool {
+		_, kept := slices.BinarySearch(lost.batches, n)
+		return !kept
+	})
 	if len(lost.batches) == 0 {
 		return nil
 	}

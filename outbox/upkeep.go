@@ -147,13 +147,14 @@ func trimLog(ctx context.Context, db database, retention time.Duration, report *
 }
 
 const (
-	// Row partitions whose time was over a Retention ago, and tables that were detached and not dropped.
+	// Row partitions whose time was over a Retention ago, and tables that were detached and not dropped. A detach that was
+	// cut off comes first: Postgres begins no other before it is finished.
 	oldSQL = `
 SELECT c.relname, i.inhrelid IS NOT NULL, coalesce(i.inhdetachpending, false)
 FROM pg_class c LEFT JOIN pg_inherits i ON i.inhrelid = c.oid AND i.inhparent = '{schema}.outbox_row'::regclass
 WHERE c.relnamespace = '{schema}'::regnamespace AND c.relkind = 'r' AND c.relname ~ '^outbox_[0-9]{8}$'
 	AND (to_date(right(c.relname, 8), 'YYYYMMDD') + 1)::timestamp AT TIME ZONE 'UTC' < clock_timestamp() - $1::bigint * interval '1 microsecond'
-ORDER BY c.relname`
+ORDER BY coalesce(i.inhdetachpending, false) DESC, c.relname`
 
 	// A row partition may go if nobody writes to it any more, and every row in it was in a batch before one that was frozen
 	// a Retention ago, or before the last one, which a takeover reads. done is, for each shard, the snapshot up to which that
@@ -186,17 +187,23 @@ func dropPartitions(ctx context.Context, db database, retention time.Duration, r
 	if err != nil {
 		return fmt.Errorf("look for old row partitions: %w", err)
 	}
+	var faults []error
 	for _, c := range candidates {
 		dropped, err := c.drop(ctx, db, retention)
-		if err != nil {
-			return fmt.Errorf("drop row partition %s: %w", c.Name, err)
-		}
 		if dropped {
 			report.Dropped = append(report.Dropped, c.Name)
 		}
+		if err != nil {
+			faults = append(faults, fmt.Errorf("drop row partition %s: %w", c.Name, err))
+		}
+		if errors.Is(err, errDetach) {
+			break // another would fail, too
+		}
 	}
-	return nil
+	return errors.Join(faults...)
 }
+
+var errDetach = errors.New("detach")
 
 // oldPartition is a row partition whose time was over a Retention ago, or a table that was one.
 type oldPartition struct {
@@ -223,7 +230,7 @@ func (c oldPartition) drop(ctx context.Context, db database, retention time.Dura
 			how = "FINALIZE"
 		}
 		if err := db.runFor(ctx, detachTimeout, "ALTER TABLE {schema}.outbox_row DETACH PARTITION {schema}."+table+" "+how); err != nil {
-			return false, fmt.Errorf("detach: %w", err)
+			return false, fmt.Errorf("%w: %w", errDetach, err)
 		}
 	}
 	// Nobody can write to it now. Had somebody done so since, with a time set by hand, it would be lost here.

@@ -19,6 +19,8 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/streamkeel/streamkeel/internal/command"
+	"github.com/streamkeel/streamkeel/internal/pgerr"
+	"github.com/streamkeel/streamkeel/internal/redisx"
 	"github.com/streamkeel/streamkeel/outbox"
 	"github.com/streamkeel/streamkeel/telemetry"
 )
@@ -186,11 +188,15 @@ func runWith(ctx context.Context, p command.Process, secrets *command.Secrets) e
 			"postgres": func(ctx context.Context) error { return pool.Ping(ctx) },
 			"shards":   func(context.Context) error { return watch.err() },
 		}),
-		// A relay fails only by the checks of its start, each of which somebody has to mend.
-		Work: func(ctx context.Context) error { return command.Unfit(relay.Run(ctx)) },
+		// A relay fails only by the checks of its start, each of which somebody has to mend, unless a server went away since those above.
+		Work: func(ctx context.Context) error {
+			return command.Unfit(command.Patiently(ctx, c.start.Timeout, isOutage, func(context.Context) error { return relay.Run(ctx) }))
+		},
 	}
 	return daemon.Run(ctx)
 }
+
+func isOutage(err error) bool { return redisx.IsUnavailable(err) || pgerr.IsUnavailable(err) }
 
 // observers are several in one.
 type observers []outbox.Observer

@@ -128,6 +128,29 @@ func TestOutageOfRedisMakesTheRelayUnreadyAndEventsWait(t *testing.T) {
 	}
 }
 
+// It answers what the checks ask, and takes no writes yet.
+func TestOutageDuringTheStartIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	server := testenv.PrivateRedis(t, servers.RedisConfig{Quiet: true, Settings: map[string]string{"min-replicas-to-write": "1"}})
+	rdb := redis.NewClient(&redis.Options{Addr: server.Addr()})
+	t.Cleanup(func() { require.NoError(t, rdb.Close()) })
+	topic := stream.Topic{Name: "orders", Partitions: 2}
+	publish(t, topic, 3)
+	env := []string{"STREAMKEEL_REDIS_URL=redis://" + server.Addr(), "STREAMKEEL_POSTGRES_URL=" + testenv.PostgresURL(t)}
+	commandtest.RequireUnfit(t, commandtest.Call(t, run, env, "--disable-http", "--log-level=error", "--start-timeout=1s"), "NOREPLICAS")
+	require.NoError(t, rdb.ConfigResetStat(t.Context()).Err())
+	d := commandtest.Serve(t, run, env, "--disable-http", "--start-timeout=10m")
+	require.Eventually(t, func() bool { // more often than the client itself tries
+		var refused int
+		_, _ = fmt.Sscanf(rdb.InfoMap(t.Context(), "errorstats").Item("Errorstats", "errorstat_NOREPLICAS"), "count=%d", &refused)
+		return refused >= 10
+	}, commandtest.Patience, 10*time.Millisecond)
+	require.NoError(t, rdb.ConfigSet(t.Context(), "min-replicas-to-write", "0").Err())
+	arrived(t, rdb, topic, 3)
+	d.Cancel()
+	require.Equal(t, command.ExitClean, d.Wait())
+}
+
 func TestBadInputIsOneLineThatSaysWhatToDo(t *testing.T) {
 	t.Parallel()
 	binary := commandtest.Build(t, "cmd/outbox-relay")

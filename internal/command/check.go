@@ -40,8 +40,8 @@ func (s *StartFlags) Validate() []error {
 
 const tryAgainAfter = 200 * time.Millisecond
 
-// patiently calls fn until it succeeds, fails for good, or the time is over.
-func patiently(ctx context.Context, timeout time.Duration, worthIt func(error) bool, fn func(context.Context) error) error {
+// Patiently calls fn until it succeeds, fails for good, or the time is over.
+func Patiently(ctx context.Context, timeout time.Duration, worthIt func(error) bool, fn func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	var last error
@@ -65,7 +65,7 @@ func patiently(ctx context.Context, timeout time.Duration, worthIt func(error) b
 func CheckRedis(ctx context.Context, cfg *RedisConfig, timeout time.Duration) error {
 	rdb := cfg.openForCheck()
 	defer func() { _ = rdb.Close() }() // nothing is in hand
-	err := patiently(ctx, timeout, redisx.IsUnavailable, func(ctx context.Context) error {
+	err := Patiently(ctx, timeout, redisx.IsUnavailable, func(ctx context.Context) error {
 		cluster, ok := rdb.(*redis.ClusterClient)
 		if !ok {
 			return stream.CheckServer(ctx, rdb, cfg.evictable)
@@ -105,7 +105,8 @@ func RedisFault(cfg *RedisConfig, err error) error {
 	case isAlert(err):
 		hint = "check --redis-cert-file and --redis-key-file: the server refuses the handshake"
 	case redisx.IsUnavailable(err) && cfg.options.TLSConfig != nil:
-		hint = "check --redis-url, and that the server runs and speaks TLS at this port"
+		// A server that takes no client without a certificate of its own says so, but may close the connection before that is read.
+		hint = "check --redis-url, that the server runs and speaks TLS at this port, and --redis-cert-file if it asks for a certificate"
 	case redisx.IsUnavailable(err):
 		hint = "check --redis-url, and that the server runs, and whether it wants TLS (rediss://)"
 	default:
@@ -161,7 +162,7 @@ func CheckPostgres(ctx context.Context, pool *pgxpool.Pool, tables migrations.Sc
 // CheckDatabase waits for Postgres and refuses one that is too old. The error is Unfit and says
 // what to do.
 func CheckDatabase(ctx context.Context, cfg *pgxpool.Config, db *sql.DB, timeout time.Duration) error {
-	err := patiently(ctx, timeout, pgerr.IsUnavailable, func(ctx context.Context) error {
+	err := Patiently(ctx, timeout, pgerr.IsUnavailable, func(ctx context.Context) error {
 		var version int
 		if err := db.QueryRowContext(ctx, "SELECT current_setting('server_version_num')::int").Scan(&version); err != nil {
 			return err

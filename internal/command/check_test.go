@@ -111,7 +111,7 @@ func TestUnfitRedisIsRefusedWithWhatToDo(t *testing.T) {
 	require.ErrorContains(t, checkRedis(t, RedisFlags{URL: server.URL()}, brief), "allkeys-lru")
 	require.ErrorContains(t, checkRedis(t, RedisFlags{URL: server.URL()}, brief), "--allow-eviction")
 	require.NoError(t, checkRedis(t, RedisFlags{URL: server.URL(), AllowEviction: true}, brief))
-	require.ErrorContains(t, checkRedis(t, RedisFlags{URL: "rediss://" + server.Addr()}, brief), "no answer in time; check --redis-url, and that the server runs and speaks TLS")
+	require.ErrorContains(t, checkRedis(t, RedisFlags{URL: "rediss://" + server.Addr()}, brief), "no answer in time; check --redis-url, that the server runs and speaks TLS")
 	require.ErrorContains(t, checkRedis(t, RedisFlags{URL: "redis://me:word@" + server.Addr()}, brief), "check the user and password")
 	require.ErrorContains(t, checkRedis(t, RedisFlags{URL: "redis://" + server.Addr() + "/99"}, brief), "DB index is out of range")
 

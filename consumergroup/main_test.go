@@ -18,7 +18,7 @@ import (
 )
 
 // patience is how long a test waits for what must come.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // fixture is a topic of its own on the shared Redis, and what a test does with it.
 type fixture struct {

@@ -161,9 +161,9 @@ func (w *crew) any() *os.Process {
 // minute of it, and does it to an unordered group too.
 func TestGroupsOfProcessesThatAreKilledAndPaused(t *testing.T) {
 	t.Parallel()
-	n, turns, patience := 4000, 4, 8*patience
+	n, turns, patience := 4000, 4, 3*patience
 	if testenv.IsLong() {
-		n, turns, patience = 20_000, 30, 30*patience
+		n, turns, patience = 20_000, 30, 10*patience
 	}
 	for _, kind := range []stream.GroupKind{stream.GroupOrdered, stream.GroupWork} {
 		t.Run(string(kind), func(t *testing.T) {

@@ -144,7 +144,7 @@ func (w *world) ids() []string {
 	return ids
 }
 
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // eventually waits until the streams hold n entries.
 func (w *world) eventually(n int) {

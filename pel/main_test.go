@@ -93,7 +93,7 @@ func reached(t testing.TB, rdb redis.UniversalClient, key string, d time.Duratio
 	t.Helper()
 	reach := pel.NewReach(rdb, time.Hour)
 	require.NoError(t, reach.Look(t.Context(), key))
-	require.Eventually(t, func() bool { return reach.Since(key) >= d }, 20*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return reach.Since(key) >= d }, 30*time.Second, 5*time.Millisecond)
 	return reach
 }
 

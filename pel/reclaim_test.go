@@ -129,14 +129,14 @@ func TestRetryStreamIsSweptTooAndCountsGoOn(t *testing.T) {
 		require.Eventually(t, func() bool {
 			taken := f.sweep(4)
 			return len(taken) == 1 && taken[0].Fate == pel.FateMoved && taken[0].Deliveries == deliveries
-		}, 20*time.Second, 10*time.Millisecond)
+		}, 30*time.Second, 10*time.Millisecond)
 		require.EqualValues(t, 1, f.length(f.keys.Retry), "the retry stream keeps no copy")
 		f.read(f.keys.Retry, "dead-2")
 	}
 	require.Eventually(t, func() bool {
 		taken := f.sweep(4)
 		return len(taken) == 1 && taken[0].Fate == pel.FateDeliveries && taken[0].Deliveries == 4
-	}, 20*time.Second, 10*time.Millisecond)
+	}, 30*time.Second, 10*time.Millisecond)
 	require.Zero(t, f.length(f.keys.Retry))
 	require.EqualValues(t, 1, f.length(f.keys.Dead))
 }
@@ -160,7 +160,7 @@ func TestNoSweepBeforeTheServerWasInReachForMinIdle(t *testing.T) {
 	require.Zero(t, sweep(), "never looked")
 	require.NoError(t, reach.Look(t.Context(), f.keys.Stream))
 	require.Zero(t, sweep(), "looked just now")
-	require.Eventually(t, func() bool { return reach.Since(f.keys.Stream) >= minIdle }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return reach.Since(f.keys.Stream) >= minIdle }, 30*time.Second, 10*time.Millisecond)
 
 	require.NoError(t, server.Kill())
 	require.Error(t, reach.Look(t.Context(), f.keys.Stream))
@@ -170,18 +170,18 @@ func TestNoSweepBeforeTheServerWasInReachForMinIdle(t *testing.T) {
 	require.Zero(t, sweep(), "back just now")
 
 	// A restart between two looks, which both succeed, shows in the run ID.
-	require.Eventually(t, func() bool { return reach.Since(f.keys.Stream) >= minIdle }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return reach.Since(f.keys.Stream) >= minIdle }, 30*time.Second, 10*time.Millisecond)
 	require.NoError(t, server.Kill())
 	require.NoError(t, server.Start(t.Context()))
 	require.NoError(t, reach.Look(t.Context(), f.keys.Stream))
 	require.Less(t, reach.Since(f.keys.Stream), minIdle)
 
 	// It answers, and refused a write.
-	require.Eventually(t, func() bool { return reach.Since(f.keys.Stream) >= minIdle }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return reach.Since(f.keys.Stream) >= minIdle }, 30*time.Second, 10*time.Millisecond)
 	reach.Lost(f.keys.Stream)
 	require.NoError(t, reach.Look(t.Context(), f.keys.Stream))
 	require.Zero(t, sweep(), "heartbeats were refused too")
-	require.Eventually(t, func() bool { return sweep() == 1 }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return sweep() == 1 }, 30*time.Second, 10*time.Millisecond)
 }
 
 func TestALateLookIsAGap(t *testing.T) {
@@ -189,7 +189,7 @@ func TestALateLookIsAGap(t *testing.T) {
 	f := newFixture(t)
 	reach := pel.NewReach(f.rdb, 10*time.Millisecond)
 	require.NoError(t, reach.Look(t.Context(), f.keys.Stream))
-	require.Eventually(t, func() bool { return reach.Since(f.keys.Stream) == 0 }, 10*time.Second, time.Millisecond, "nobody looks any more")
+	require.Eventually(t, func() bool { return reach.Since(f.keys.Stream) == 0 }, 30*time.Second, time.Millisecond, "nobody looks any more")
 }
 
 func TestNamesWithPendingEntriesAreKept(t *testing.T) {
@@ -206,7 +206,7 @@ func TestNamesWithPendingEntriesAreKept(t *testing.T) {
 		names, err = pel.SweepNames(t.Context(), f.rdb, f.keys, 100*time.Millisecond)
 		require.NoError(t, err)
 		return len(names) > 0
-	}, 10*time.Second, 5*time.Millisecond)
+	}, 30*time.Second, 5*time.Millisecond)
 	require.Equal(t, []string{"idle"}, names)
 	require.NoError(t, pel.Leave(t.Context(), f.rdb, f.keys, "holds"))
 	require.EqualValues(t, 1, f.pending(f.keys.Stream), "leaving must not discard what is pending")

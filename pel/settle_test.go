@@ -132,7 +132,7 @@ func TestRetriesMoveWhenDueWithTheirCounts(t *testing.T) {
 	require.Eventually(t, func() bool {
 		moved, _, err := pel.MoveDue(t.Context(), f.rdb, f.keys)
 		return err == nil && moved == 1
-	}, 10*time.Second, 10*time.Millisecond)
+	}, 30*time.Second, 10*time.Millisecond)
 	_, next, err = pel.MoveDue(t.Context(), f.rdb, f.keys)
 	require.NoError(t, err)
 	require.Negative(t, next, "none is waiting")

@@ -38,7 +38,7 @@ func (p *pair) replicated() {
 		want, err1 := p.rdb.XInfoStream(p.t.Context(), key).Result()
 		have, err2 := p.replicaClient.XInfoStream(p.t.Context(), key).Result()
 		return err1 == nil && err2 == nil && want.LastGeneratedID == have.LastGeneratedID && want.Length == have.Length
-	}, 20*time.Second, 10*time.Millisecond)
+	}, 30*time.Second, 10*time.Millisecond)
 }
 
 // lag makes the replica miss everything from here on: its link is cut. (A stopped process

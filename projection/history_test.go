@@ -290,7 +290,7 @@ func TestRestartWithAppendOnlyFileIsNoRewind(t *testing.T) {
 				require.Eventually(t, func() bool {
 					info := rdb.InfoMap(t.Context(), "persistence").Val()["Persistence"]
 					return info["aof_rewrite_in_progress"] == "0" && info["aof_last_bgrewrite_status"] == "ok" && info["aof_rewrites"] != "0"
-				}, 20*time.Second, 10*time.Millisecond)
+				}, 30*time.Second, 10*time.Millisecond)
 			}
 			require.NoError(t, server.Kill())
 			require.NoError(t, server.Start(t.Context()))

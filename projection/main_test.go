@@ -213,5 +213,5 @@ func start(t *testing.T, r *projection.Runner) (stop func() error) {
 // eventually waits until the ledger holds n rows, or more.
 func (w *world) eventually(n int) {
 	w.t.Helper()
-	require.Eventually(w.t, func() bool { return len(w.ledger()) >= n }, 20*time.Second, 5*time.Millisecond)
+	require.Eventually(w.t, func() bool { return len(w.ledger()) >= n }, 30*time.Second, 5*time.Millisecond)
 }

@@ -87,15 +87,15 @@ func TestOutageOfRedisIsWaitedFor(t *testing.T) {
 	seen := &moments{}
 	stop := start(t, w.runner(func(c *projection.Config) { c.Observer = seen })) // starts without Redis
 	for round := range 2 {
-		require.Eventually(t, func() bool { return seen.count(projection.Waiting) > round }, 20*time.Second, 5*time.Millisecond)
+		require.Eventually(t, func() bool { return seen.count(projection.Waiting) > round }, 30*time.Second, 5*time.Millisecond)
 		require.NoError(t, server.Start(t.Context()))
-		require.Eventually(t, func() bool { return w.rdb.Ping(t.Context()).Err() == nil }, 20*time.Second, 10*time.Millisecond)
+		require.Eventually(t, func() bool { return w.rdb.Ping(t.Context()).Err() == nil }, 30*time.Second, 10*time.Millisecond)
 		w.addDirect(round, numbered("e", round*3+1, round*3+3)...)
 		w.eventually(round*3 + 3)
 		if round == 0 {
 			waited := seen.count(projection.Waiting)
 			require.NoError(t, server.Kill())
-			require.Eventually(t, func() bool { return seen.count(projection.Waiting) > waited }, 20*time.Second, 5*time.Millisecond)
+			require.Eventually(t, func() bool { return seen.count(projection.Waiting) > waited }, 30*time.Second, 5*time.Millisecond)
 		}
 	}
 	require.NoError(t, stop())
@@ -132,7 +132,7 @@ func TestOutageOfPostgresIsWaitedForAndCountsNoAttempt(t *testing.T) {
 	<-inApply
 	require.NoError(t, server.StopImmediate())
 	close(goOn)
-	require.Eventually(t, func() bool { return seen.count(projection.Waiting) >= 3 }, 20*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return seen.count(projection.Waiting) >= 3 }, 30*time.Second, 5*time.Millisecond)
 	require.NoError(t, server.Start(t.Context()))
 	w.addDirect(0, "e2")
 	w.eventually(2)

@@ -34,7 +34,7 @@ func TestSagasOfAnotherSchemaNeedNoOther(t *testing.T) {
 		n, err := timers.RunOnce(t.Context())
 		require.NoError(t, err)
 		return n == 1
-	}, 10*time.Second, 5*time.Millisecond)
+	}, 30*time.Second, 5*time.Millisecond)
 	require.NoError(t, f.Abort(t.Context(), s.pool, saga.ID(e), "enough"))
 	require.NoError(t, f.RetryCompensation(t.Context(), s.pool, saga.ID(e)))
 	sagas, err := saga.In("billing")

@@ -160,7 +160,7 @@ func TestIdsAreForgottenAfterTheWindowAndNotBefore(t *testing.T) {
 			require.True(t, again.Duplicate, "forgotten after %s", sent.Sub(began))
 		}
 		return !again.Duplicate
-	}, 10*time.Second, 10*time.Millisecond, "never forgotten")
+	}, 30*time.Second, 10*time.Millisecond, "never forgotten")
 	key := topic.StreamKey(0)
 	for _, group := range []string{"", "0", "1"} {
 		ttl, err := rdb.PTTL(t.Context(), stream.KeyDedup.Key(key, group)).Result()
@@ -187,7 +187,7 @@ func TestUnknownOutcomesAreSafeToRepeatWithDedup(t *testing.T) {
 	require.Eventually(t, func() bool {
 		_, err = p.PublishBatch(t.Context(), topic, events)
 		return err == nil
-	}, 10*time.Second, 10*time.Millisecond)
+	}, 30*time.Second, 10*time.Millisecond)
 	readAll(t, rdb, topic, 3)
 }
 
@@ -231,7 +231,7 @@ func TestReplicasAndDisksConfirmOrTheOutcomeSaysSo(t *testing.T) {
 	replica := testenv.PrivateRedis(t, servers.RedisConfig{ReplicaOf: primary.Addr(), AppendOnly: true})
 	rdb := testenv.RedisClient(t, primary.URL())
 	topic := topicOf(t, 1)
-	require.Eventually(t, func() bool { return rdb.Wait(t.Context(), 1, 100*time.Millisecond).Val() == 1 }, 20*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return rdb.Wait(t.Context(), 1, 100*time.Millisecond).Val() == 1 }, 30*time.Second, 10*time.Millisecond)
 	server, err := redisx.Probe(t.Context(), rdb, "")
 	require.NoError(t, err)
 	configs := []stream.PublisherConfig{{Replicas: 1}}
@@ -368,7 +368,7 @@ func TestBatcherTellsEachCallerItsOutcome(t *testing.T) {
 	require.Eventually(t, func() bool {
 		_, err := b.Publish(t.Context(), topic, orderPlaced.Event("k", order{}))
 		return err == nil
-	}, 10*time.Second, 10*time.Millisecond)
+	}, 30*time.Second, 10*time.Millisecond)
 }
 
 // A server forgets scripts at a failover, of all moments: what counts as confirmed was written before the WAIT.

@@ -241,7 +241,7 @@ func TestAHundredPublishesToStallingServersLeaveAtMostOneEntryEach(t *testing.T)
 			stalling.Wait()
 			require.Positive(t, unknown.Load(), "no server stalled in the way of a publish")
 			seen := map[string]bool{}
-			require.Eventually(t, func() bool { return c.rdb.Ping(t.Context()).Err() == nil }, 20*time.Second, 10*time.Millisecond)
+			require.Eventually(t, func() bool { return c.rdb.Ping(t.Context()).Err() == nil }, 30*time.Second, 10*time.Millisecond)
 			for _, key := range topic.StreamKeys() {
 				entries, err := c.rdb.XRange(t.Context(), key, "-", "+").Result()
 				require.NoError(t, err)

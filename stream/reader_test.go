@@ -298,7 +298,7 @@ func TestPromotedReplicaThatLackedTheTailIsFound(t *testing.T) {
 		replica := testenv.PrivateRedis(t, servers.RedisConfig{ReplicaOf: primary.Addr()})
 		l := &log{t: t, rdb: testenv.RedisClient(t, primary.URL()), topic: topicOf(t, 1)}
 		l.add(10)
-		require.Eventually(t, func() bool { return l.rdb.Do(t.Context(), "wait", 1, 1000).Val() == int64(1) }, 20*time.Second, 10*time.Millisecond)
+		require.Eventually(t, func() bool { return l.rdb.Do(t.Context(), "wait", 1, 1000).Val() == int64(1) }, 30*time.Second, 10*time.Millisecond)
 		promoted := testenv.RedisClient(t, replica.URL())
 		require.NoError(t, promoted.Do(t.Context(), "replicaof", "no", "one").Err()) // from here it lags
 		l.add(10)

@@ -85,7 +85,7 @@ max_client_conn = 100
 		}
 		conn, err := net.Dial("tcp", address)
 		return err == nil && conn.Close() == nil
-	}, 10*time.Second, 10*time.Millisecond)
+	}, 30*time.Second, 10*time.Millisecond)
 	select {
 	case <-ended:
 		require.FailNow(t, "pgbouncer ended")

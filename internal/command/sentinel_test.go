@@ -42,7 +42,7 @@ func startSentinel(t *testing.T, master string) (addr string) {
 	require.Eventually(t, func() bool {
 		found, err := client.GetMasterAddrByName(t.Context(), "main").Result()
 		return err == nil && len(found) == 2
-	}, 20*time.Second, 20*time.Millisecond)
+	}, 30*time.Second, 20*time.Millisecond)
 	return addr
 }
 

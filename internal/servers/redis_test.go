@@ -105,7 +105,7 @@ func TestReplicaCopiesItsMaster(t *testing.T) {
 	replica := testenv.PrivateRedis(t, servers.RedisConfig{ReplicaOf: master.Addr()})
 	require.NoError(t, client(t, master).Set(t.Context(), "k", "v", 0).Err())
 	rdb := client(t, replica)
-	require.Eventually(t, func() bool { return rdb.Get(t.Context(), "k").Val() == "v" }, 20*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return rdb.Get(t.Context(), "k").Val() == "v" }, 30*time.Second, 10*time.Millisecond)
 }
 
 func TestRedisListensOnItsUnixSocket(t *testing.T) {

@@ -30,9 +30,9 @@ func TestSharedServersEndWithTheTestBinary(t *testing.T) {
 		require.Contains(t, databaseURL, "postgres://")
 
 		rdb := redis.NewClient(&redis.Options{Addr: addr, MaxRetries: -1})
-		require.Eventually(t, func() bool { return rdb.Ping(t.Context()).Err() != nil }, 20*time.Second, 50*time.Millisecond)
+		require.Eventually(t, func() bool { return rdb.Ping(t.Context()).Err() != nil }, 30*time.Second, 50*time.Millisecond)
 		require.NoError(t, rdb.Close())
-		require.Eventually(t, func() bool { return execute(t.Context(), databaseURL, "SELECT") != nil }, 20*time.Second, 50*time.Millisecond)
+		require.Eventually(t, func() bool { return execute(t.Context(), databaseURL, "SELECT") != nil }, 30*time.Second, 50*time.Millisecond)
 	}
 }
 

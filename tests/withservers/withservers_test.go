@@ -90,7 +90,7 @@ func TestServersEndWhenWithserversIsKilled(t *testing.T) {
 	url := strings.TrimSpace(p.firstLine(t))
 	require.NoError(t, pingRedis(t.Context(), url))
 	require.NoError(t, p.cmd.Process.Kill())
-	require.Eventually(t, func() bool { return pingRedis(t.Context(), url) != nil }, 20*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return pingRedis(t.Context(), url) != nil }, 30*time.Second, 20*time.Millisecond)
 	sayGo(t, folder) // the command is not killed with it
 	require.Equal(t, -1, p.exitCode(t))
 }

@@ -190,14 +190,12 @@ func (h *harness) verify(stops outbox.Reason) {
 	deadline := time.Now().Add(patience)
 	for {
 		h.operate(stops)
-		if h.length() >= len(committed) {
+		late := time.Now().After(deadline)
+		if late || h.length() >= len(committed) {
 			streams, ledger = judge(committed, h.inStreams()), judge(committed, h.inLedger())
-			if streams.lost == 0 && ledger.lost == 0 {
+			if late || streams.lost == 0 && ledger.lost == 0 {
 				break
 			}
-		}
-		if time.Now().After(deadline) {
-			break
 		}
 		pause(h.t.Context(), 10*tick)
 	}

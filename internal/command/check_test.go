@@ -93,7 +93,7 @@ func checkRedis(t *testing.T, flags RedisFlags, timeout time.Duration) error {
 
 func TestUnfitRedisIsRefusedWithWhatToDo(t *testing.T) {
 	t.Parallel()
-	const brief = 500 * time.Millisecond
+	const brief, patience = 500 * time.Millisecond, 30 * time.Second // for what is waited for, and for what is not
 	unreachable := checkRedis(t, RedisFlags{URL: "redis://" + url.UserPassword("me", canary).String() + "@127.0.0.1:1"}, brief)
 	require.ErrorContains(t, unreachable, "Redis at 127.0.0.1:1: dial tcp 127.0.0.1:1: connect: connection refused; check --redis-url")
 
@@ -104,21 +104,21 @@ func TestUnfitRedisIsRefusedWithWhatToDo(t *testing.T) {
 		info := "redis_version:6.2.14\r\nmaxmemory_policy:noeviction\r\n"
 		return fmt.Sprintf("$%d\r\n%s\r\n", len(info), info)
 	})
-	require.ErrorContains(t, checkRedis(t, RedisFlags{URL: "redis://" + listener.Addr().String()}, brief),
+	require.ErrorContains(t, checkRedis(t, RedisFlags{URL: "redis://" + listener.Addr().String()}, patience),
 		"redis 6.2.14; Streamkeel needs Redis 7.0.5 or Valkey 7.2 at least; use a newer server")
 
 	server := testenv.PrivateRedis(t, servers.RedisConfig{Quiet: true, Settings: map[string]string{"maxmemory-policy": "allkeys-lru"}})
-	require.ErrorContains(t, checkRedis(t, RedisFlags{URL: server.URL()}, brief), "allkeys-lru")
-	require.ErrorContains(t, checkRedis(t, RedisFlags{URL: server.URL()}, brief), "--allow-eviction")
-	require.NoError(t, checkRedis(t, RedisFlags{URL: server.URL(), AllowEviction: true}, brief))
+	require.ErrorContains(t, checkRedis(t, RedisFlags{URL: server.URL()}, patience), "allkeys-lru")
+	require.ErrorContains(t, checkRedis(t, RedisFlags{URL: server.URL()}, patience), "--allow-eviction")
+	require.NoError(t, checkRedis(t, RedisFlags{URL: server.URL(), AllowEviction: true}, patience))
 	require.ErrorContains(t, checkRedis(t, RedisFlags{URL: "rediss://" + server.Addr()}, brief), "no answer in time; check --redis-url, that the server runs and speaks TLS")
-	require.ErrorContains(t, checkRedis(t, RedisFlags{URL: "redis://me:word@" + server.Addr()}, brief), "check the user and password")
-	require.ErrorContains(t, checkRedis(t, RedisFlags{URL: "redis://" + server.Addr() + "/99"}, brief), "DB index is out of range")
+	require.ErrorContains(t, checkRedis(t, RedisFlags{URL: "redis://me:word@" + server.Addr()}, patience), "check the user and password")
+	require.ErrorContains(t, checkRedis(t, RedisFlags{URL: "redis://" + server.Addr() + "/99"}, patience), "DB index is out of range")
 
 	admin := redis.NewClient(&redis.Options{Addr: server.Addr()})
 	t.Cleanup(func() { require.NoError(t, admin.Close()) })
 	require.NoError(t, admin.ConfigSet(t.Context(), "requirepass", canary).Err())
-	require.ErrorContains(t, checkRedis(t, RedisFlags{URL: server.URL()}, brief), "--redis-password-file")
+	require.ErrorContains(t, checkRedis(t, RedisFlags{URL: server.URL()}, patience), "--redis-password-file")
 }
 
 func TestRedisThatComesWithinTheTimeIsWaitedFor(t *testing.T) {
@@ -136,14 +136,14 @@ func TestRedisThatComesWithinTheTimeIsWaitedFor(t *testing.T) {
 
 func TestUnfitPostgresIsRefusedWithWhatToDo(t *testing.T) {
 	t.Parallel()
-	check := func(databaseURL string) error {
+	check := func(databaseURL string, timeout time.Duration) error {
 		flags := PostgresFlags{URL: databaseURL}
 		cfg, faults := flags.Config("prog", &Secrets{})
 		require.Empty(t, faults)
 		pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
 		require.NoError(t, err)
 		defer pool.Close()
-		err = CheckPostgres(t.Context(), pool, flags.Tables, 500*time.Millisecond)
+		err = CheckPostgres(t.Context(), pool, flags.Tables, timeout)
 		if err != nil {
 			require.True(t, IsUnfit(err))
 			require.NotContains(t, OneLine(err), "\n")
@@ -151,18 +151,19 @@ func TestUnfitPostgresIsRefusedWithWhatToDo(t *testing.T) {
 		}
 		return err
 	}
+	const patience = 30 * time.Second
 	migrated := testenv.PostgresURL(t)
-	require.NoError(t, check(migrated))
-	require.ErrorContains(t, check("postgres://"+url.UserPassword("me", canary).String()+"@127.0.0.1:1/x?sslmode=disable"), "Postgres at 127.0.0.1:1/x")
+	require.NoError(t, check(migrated, patience))
+	require.ErrorContains(t, check("postgres://"+url.UserPassword("me", canary).String()+"@127.0.0.1:1/x?sslmode=disable", 500*time.Millisecond), "Postgres at 127.0.0.1:1/x")
 
 	u, err := url.Parse(migrated)
 	require.NoError(t, err)
 	u.Path = "/no_such_database"
-	require.ErrorContains(t, check(u.String()), "create the database")
+	require.ErrorContains(t, check(u.String(), patience), "create the database")
 	u.Path = "/postgres"
-	require.ErrorContains(t, check(u.String()), "apply them: streamkeel migrate up")
+	require.ErrorContains(t, check(u.String(), patience), "apply them: streamkeel migrate up")
 	u.User = url.User("no_such_role")
-	require.ErrorContains(t, check(u.String()), "check the user and password")
+	require.ErrorContains(t, check(u.String(), patience), "check the user and password")
 }
 
 func TestWrongPostgresURLsSayWhatIsWrongAndNeverThePassword(t *testing.T) {

@@ -13,11 +13,14 @@ import (
 	"github.com/streamkeel/streamkeel/internal/command/commandtest"
 )
 
-func check(t *testing.T, flags command.RedisFlags) error {
+// For how long what is waited for is, and what is not.
+const brief, patience = 2 * time.Second, 30 * time.Second
+
+func check(t *testing.T, flags command.RedisFlags, timeout time.Duration) error {
 	t.Helper()
 	cfg, faults := flags.Config("prog", &command.Secrets{})
 	require.NoError(t, errors.Join(faults...))
-	err := command.CheckRedis(t.Context(), cfg, 2*time.Second)
+	err := command.CheckRedis(t.Context(), cfg, timeout)
 	if err != nil {
 		require.True(t, command.IsUnfit(err))
 		require.NotContains(t, err.Error(), commandtest.Canary)
@@ -33,25 +36,26 @@ func TestTLSVerifiesTheServerAndShowsACertificate(t *testing.T) {
 		URL:    "rediss://" + url.UserPassword("default", commandtest.Canary).String() + "@" + addr,
 		CAFile: certs.CA, CertFile: certs.ClientCert, KeyFile: certs.ClientKey,
 	}
-	require.NoError(t, check(t, good))
+	require.NoError(t, check(t, good, patience))
 
 	other := commandtest.NewCertificates(t, "")
 	for _, c := range []struct {
-		edit func(*command.RedisFlags)
-		part string
+		edit    func(*command.RedisFlags)
+		timeout time.Duration
+		part    string
 	}{
-		{func(f *command.RedisFlags) { f.CAFile = "" }, "name the authority with --redis-ca-file"},
-		{func(f *command.RedisFlags) { f.CAFile = other.CA }, "name the authority with --redis-ca-file"},
-		{func(f *command.RedisFlags) { f.ServerName = "redis.example.com" }, "--redis-server-name"},
-		{func(f *command.RedisFlags) { f.CertFile, f.KeyFile = "", "" }, "--redis-cert-file"},
-		{func(f *command.RedisFlags) { f.CertFile, f.KeyFile = other.ClientCert, other.ClientKey }, "--redis-cert-file"},
+		{func(f *command.RedisFlags) { f.CAFile = "" }, patience, "name the authority with --redis-ca-file"},
+		{func(f *command.RedisFlags) { f.CAFile = other.CA }, patience, "name the authority with --redis-ca-file"},
+		{func(f *command.RedisFlags) { f.ServerName = "redis.example.com" }, patience, "--redis-server-name"},
+		{func(f *command.RedisFlags) { f.CertFile, f.KeyFile = "", "" }, brief, "--redis-cert-file"},
+		{func(f *command.RedisFlags) { f.CertFile, f.KeyFile = other.ClientCert, other.ClientKey }, brief, "--redis-cert-file"},
 		{func(f *command.RedisFlags) {
 			f.URL, f.CAFile, f.CertFile, f.KeyFile = "redis://"+addr, "", "", ""
-		}, "whether it wants TLS"},
+		}, brief, "whether it wants TLS"},
 	} {
 		flags := good
 		c.edit(&flags)
-		require.ErrorContains(t, check(t, flags), c.part)
+		require.ErrorContains(t, check(t, flags, c.timeout), c.part)
 	}
 }
 
@@ -63,9 +67,9 @@ func TestServerNameStandsInForTheHost(t *testing.T) {
 		URL:    "rediss://" + url.UserPassword("", commandtest.Canary).String() + "@" + addr,
 		CAFile: certs.CA, CertFile: certs.ClientCert, KeyFile: certs.ClientKey,
 	}
-	require.ErrorContains(t, check(t, flags), "--redis-server-name")
+	require.ErrorContains(t, check(t, flags, patience), "--redis-server-name")
 	flags.ServerName = "redis.example.com"
-	require.NoError(t, check(t, flags))
+	require.NoError(t, check(t, flags, patience))
 }
 
 func TestRenewedCertificateIsUsedWithoutARestart(t *testing.T) {
@@ -84,5 +88,5 @@ func TestRenewedCertificateIsUsedWithoutARestart(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, os.WriteFile(to, content, 0o600))
 	}
-	require.NoError(t, command.CheckRedis(t.Context(), cfg, 2*time.Second))
+	require.NoError(t, command.CheckRedis(t.Context(), cfg, patience))
 }

@@ -197,7 +197,7 @@ func (*timeoutError) Temporary() bool { return true }
 
 func TestHandlerThatRunsIntoItsTimeoutFails(t *testing.T) {
 	w := newWorld(t)
-	ctx, cancel := context.WithTimeout(delivery(t.Context()), time.Second)
+	ctx, cancel := context.WithTimeout(delivery(t.Context()), 3*time.Second)
 	defer cancel()
 	err := w.handler(func(ctx context.Context, tx pgx.Tx, _ stream.Event) error {
 		_, err := tx.Exec(ctx, `SELECT pg_sleep(600)`)

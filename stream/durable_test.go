@@ -347,8 +347,11 @@ func TestBatcherTellsEachCallerItsOutcome(t *testing.T) {
 	topic := topicOf(t, 1)
 	b, err := stream.NewBatcher(publisher(t, rdb, stream.PublisherConfig{}), stream.BatcherConfig{})
 	require.NoError(t, err)
-	_, err = b.Publish(t.Context(), topic, orderPlaced.Event("k", order{}))
-	require.NoError(t, err)
+	published := func() bool {
+		_, err := b.Publish(t.Context(), topic, orderPlaced.Event("k", order{}))
+		return err == nil
+	}
+	require.Eventually(t, published, 30*time.Second, 10*time.Millisecond)
 	require.NoError(t, server.Pause())
 	var wg sync.WaitGroup
 	for i := range 8 {
@@ -365,10 +368,7 @@ func TestBatcherTellsEachCallerItsOutcome(t *testing.T) {
 	}
 	wg.Wait()
 	require.NoError(t, server.Resume())
-	require.Eventually(t, func() bool {
-		_, err := b.Publish(t.Context(), topic, orderPlaced.Event("k", order{}))
-		return err == nil
-	}, 30*time.Second, 10*time.Millisecond)
+	require.Eventually(t, published, 30*time.Second, 10*time.Millisecond)
 }
 
 // A server forgets scripts at a failover, of all moments: what counts as confirmed was written before the WAIT.

@@ -193,7 +193,8 @@ func TestAHundredPublishesToStallingServersLeaveAtMostOneEntryEach(t *testing.T)
 	}{
 		"client": {
 			testenv.RedisClient(t, single.URL(), func(o *redis.Options) { o.ReadTimeout = 50 * time.Millisecond }),
-			testenv.RedisClient(t, single.URL()), []*servers.Redis{single},
+			testenv.RedisClient(t, single.URL()),
+			[]*servers.Redis{single},
 		},
 		"cluster": {clusterRDB, patient, cluster.Nodes()},
 	} {

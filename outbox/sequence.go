@@ -96,7 +96,8 @@ func (r *Relay) freezeReady(ctx context.Context, idle *[]*shard) (int, error) {
 	ahead := time.Since(r.lookedAhead) > aheadEvery
 	bases := make([]string, len(*idle))
 	for i, s := range *idle {
-		if bases[i] = s.near.text; ahead {
+		bases[i] = s.near.text
+		if ahead {
 			bases[i] = s.base.text
 		}
 	}
@@ -128,7 +129,8 @@ func (r *Relay) freezeReady(ctx context.Context, idle *[]*shard) (int, error) {
 			s.since = completeEvery
 			batches = append(batches, s.next())
 		default: // nothing lies between
-			if s.near = present; ahead {
+			s.near = present
+			if ahead {
 				s.base = present
 			}
 		}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -45,6 +46,17 @@ func (w *world) ageLog(days int) {
 	w.t.Helper()
 	_, err := w.pool.Exec(w.t.Context(), query(`UPDATE {schema}.relay_batch SET frozen_at = frozen_at - $1 * interval '1 day'`), days)
 	require.NoError(w.t, err)
+}
+
+// publishedDaysAgo has a relay publish all n rows, and makes that look days old.
+func (w *world) publishedDaysAgo(n, days int) {
+	w.t.Helper()
+	stop := start(w.t, w.relay())
+	w.eventually(n)
+	eventuallyIdle(w.t, w)
+	stop()
+	w.rest()
+	w.ageLog(days)
 }
 
 // rest has the relay write where the streams are, as it does after a minute without rows.
@@ -122,12 +134,7 @@ func TestRowWrittenLateIntoAnOldPartitionIsNotDropped(t *testing.T) {
 	require.NoError(t, Declare(t.Context(), w.pool, w.topic))
 	old := w.oldPartition(5)
 	insertOld(t, w.pool, w, 5, "old")
-	stop := start(t, w.relay())
-	w.eventually(1)
-	eventuallyIdle(t, w)
-	stop()
-	w.rest()
-	w.ageLog(2)
+	w.publishedDaysAgo(1, 2)
 	open, err := w.pool.Begin(t.Context())
 	require.NoError(t, err)
 	insertOld(t, open, w, 5, "late")
@@ -162,12 +169,7 @@ func TestDetachThatWasCutOffHoldsUpNoOther(t *testing.T) {
 	old := []string{w.oldPartition(6), w.oldPartition(5)}
 	require.NoError(t, Declare(t.Context(), w.pool, w.topic))
 	insertOld(t, w.pool, w, 6, "old")
-	stop := start(t, w.relay())
-	w.eventually(1)
-	eventuallyIdle(t, w)
-	stop()
-	w.rest()
-	w.ageLog(3)
+	w.publishedDaysAgo(1, 3)
 	open, err := w.pool.Begin(t.Context())
 	require.NoError(t, err)
 	defer open.Rollback(t.Context())
@@ -192,12 +194,7 @@ func TestUpkeepNeverMakesAPublishWait(t *testing.T) {
 	for days := range 3 {
 		insertOld(t, w.pool, w, 4+days, fmt.Sprint("old", days))
 	}
-	stop := start(t, w.relay(func(c *RelayConfig) { c.DisableUpkeep = true }))
-	w.eventually(3)
-	eventuallyIdle(t, w)
-	stop()
-	w.rest()
-	w.ageLog(3)
+	w.publishedDaysAgo(3, 3)
 	// The days ahead are used up, but for today's.
 	rows, err := w.pool.Query(ctx, query(`
 SELECT relname FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid WHERE inhparent = '{schema}.outbox_row'::regclass AND relname > 'outbox_' || to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYYMMDD')`))
@@ -262,6 +259,7 @@ SELECT relname FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid WHERE inhpar
 		return errors.Is(err, errDetach)
 	})
 	require.ErrorIs(t, err, errDetach, "the open transaction holds it up")
+	require.Equal(t, 1, strings.Count(err.Error(), "drop row partition"), "the others are not tried: %v", err)
 	require.Equal(t, 7, made, "row partitions are made all the same")
 	stopPublishing()
 	t.Logf("%d published beside it, the slowest in %s", published, slowest)

@@ -188,9 +188,11 @@ func runWith(ctx context.Context, p command.Process, secrets *command.Secrets) e
 			"postgres": func(ctx context.Context) error { return pool.Ping(ctx) },
 			"shards":   func(context.Context) error { return watch.err() },
 		}),
-		// A relay fails only by the checks of its start, each of which somebody has to mend, unless a server went away since those above.
+		// A relay fails only by the checks of its start, each of which somebody has to mend, unless a server went
+		// away since those above.
 		Work: func(ctx context.Context) error {
-			return command.Unfit(command.Patiently(ctx, c.start.Timeout, isOutage, func(context.Context) error { return relay.Run(ctx) }))
+			err := command.Patiently(ctx, c.start.Timeout, isOutage, func(context.Context) error { return relay.Run(ctx) })
+			return command.UnlessEnded(ctx, command.Unfit(err))
 		},
 	}
 	return daemon.Run(ctx)

@@ -138,13 +138,20 @@ func TestOutageDuringTheStartIsWaitedFor(t *testing.T) {
 	publish(t, topic, 3)
 	env := []string{"STREAMKEEL_REDIS_URL=redis://" + server.Addr(), "STREAMKEEL_POSTGRES_URL=" + testenv.PostgresURL(t)}
 	commandtest.RequireUnfit(t, commandtest.Call(t, run, env, "--disable-http", "--log-level=error", "--start-timeout=1s"), "NOREPLICAS")
-	require.NoError(t, rdb.ConfigResetStat(t.Context()).Err())
-	d := commandtest.Serve(t, run, env, "--disable-http", "--start-timeout=10m")
-	require.Eventually(t, func() bool { // more often than the client itself tries
-		var refused int
-		_, _ = fmt.Sscanf(rdb.InfoMap(t.Context(), "errorstats").Item("Errorstats", "errorstat_NOREPLICAS"), "count=%d", &refused)
-		return refused >= 10
-	}, commandtest.Patience, 10*time.Millisecond)
+	waiting := func() *commandtest.Daemon {
+		require.NoError(t, rdb.ConfigResetStat(t.Context()).Err())
+		d := commandtest.Serve(t, run, env, "--disable-http", "--start-timeout=10m")
+		require.Eventually(t, func() bool { // more often than the client itself tries
+			var refused int
+			_, _ = fmt.Sscanf(rdb.InfoMap(t.Context(), "errorstats").Item("Errorstats", "errorstat_NOREPLICAS"), "count=%d", &refused)
+			return refused >= 10
+		}, commandtest.Patience, 10*time.Millisecond)
+		return d
+	}
+	d := waiting()
+	d.Cancel()
+	require.Equal(t, command.ExitClean, d.Wait(), "it was told to end")
+	d = waiting()
 	require.NoError(t, rdb.ConfigSet(t.Context(), "min-replicas-to-write", "0").Err())
 	arrived(t, rdb, topic, 3)
 	d.Cancel()

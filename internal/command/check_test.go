@@ -77,6 +77,9 @@ func readCommand(in *bufio.Reader) (args []string, err error) {
 	return args, err
 }
 
+// For how long what is waited for is, and what is not.
+const brief, patience = 500 * time.Millisecond, 30 * time.Second
+
 func checkRedis(t *testing.T, flags RedisFlags, timeout time.Duration) error {
 	t.Helper()
 	cfg, _, err := config(t, flags)
@@ -93,7 +96,6 @@ func checkRedis(t *testing.T, flags RedisFlags, timeout time.Duration) error {
 
 func TestUnfitRedisIsRefusedWithWhatToDo(t *testing.T) {
 	t.Parallel()
-	const brief, patience = 500 * time.Millisecond, 30 * time.Second // for what is waited for, and for what is not
 	unreachable := checkRedis(t, RedisFlags{URL: "redis://" + url.UserPassword("me", canary).String() + "@127.0.0.1:1"}, brief)
 	require.ErrorContains(t, unreachable, "Redis at 127.0.0.1:1: dial tcp 127.0.0.1:1: connect: connection refused; check --redis-url")
 
@@ -151,10 +153,9 @@ func TestUnfitPostgresIsRefusedWithWhatToDo(t *testing.T) {
 		}
 		return err
 	}
-	const patience = 30 * time.Second
 	migrated := testenv.PostgresURL(t)
 	require.NoError(t, check(migrated, patience))
-	require.ErrorContains(t, check("postgres://"+url.UserPassword("me", canary).String()+"@127.0.0.1:1/x?sslmode=disable", 500*time.Millisecond), "Postgres at 127.0.0.1:1/x")
+	require.ErrorContains(t, check("postgres://"+url.UserPassword("me", canary).String()+"@127.0.0.1:1/x?sslmode=disable", brief), "Postgres at 127.0.0.1:1/x")
 
 	u, err := url.Parse(migrated)
 	require.NoError(t, err)

@@ -141,10 +141,10 @@ func TestOutageDuringTheStartIsWaitedFor(t *testing.T) {
 	waiting := func() *commandtest.Daemon {
 		require.NoError(t, rdb.ConfigResetStat(t.Context()).Err())
 		d := commandtest.Serve(t, run, env, "--disable-http", "--start-timeout=10m")
-		require.Eventually(t, func() bool { // more often than the client itself tries
+		require.Eventually(t, func() bool { // three times as often as the client itself tries, and so between two starts
 			var refused int
 			_, _ = fmt.Sscanf(rdb.InfoMap(t.Context(), "errorstats").Item("Errorstats", "errorstat_NOREPLICAS"), "count=%d", &refused)
-			return refused >= 10
+			return refused >= 12
 		}, commandtest.Patience, 10*time.Millisecond)
 		return d
 	}

@@ -270,8 +270,9 @@ func TestMixedStreamIsGuardedByIDsToo(t *testing.T) {
 func TestRestartWithAppendOnlyFileIsNoRewind(t *testing.T) {
 	t.Parallel()
 	for name, settings := range map[string]map[string]string{
-		"as written": nil,
-		"rewritten":  {"aof-use-rdb-preamble": "no"},
+		// By default Redis puts off a write while the disk is busy, and a kill loses it.
+		"as written": {"appendfsync": "always"},
+		"rewritten":  {"appendfsync": "always", "aof-use-rdb-preamble": "no"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -285,7 +286,7 @@ func TestRestartWithAppendOnlyFileIsNoRewind(t *testing.T) {
 			w.drain(r)
 			w.rdb.XDel(t.Context(), w.topic.StreamKey(0), ids[1])
 			w.rdb.XTrimMaxLen(t.Context(), w.topic.StreamKey(1), 1)
-			if settings != nil {
+			if name == "rewritten" {
 				require.NoError(t, rdb.BgRewriteAOF(t.Context()).Err())
 				require.Eventually(t, func() bool {
 					info := rdb.InfoMap(t.Context(), "persistence").Val()["Persistence"]

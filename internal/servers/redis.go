@@ -23,7 +23,8 @@ type RedisConfig struct {
 	// named here must exist, is used with what is in it, and stays.
 	Dir string
 
-	// AppendOnly makes data survive Kill, Stop and Start (appendfsync everysec). Without it the server is
+	// AppendOnly makes data survive Kill, Stop and Start (appendfsync everysec: but for what Redis puts off while the disk is
+	// busy, which a Kill loses; always puts nothing off). Without it the server is
 	// empty after each start.
 	AppendOnly bool
 
